@@ -1,0 +1,50 @@
+# Every target sets up what it needs by itself: `make demo` and `make test` work in a fresh clone.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SIZE ?= full
+export ORT_DISABLE_TELEMETRY := 1
+
+.PHONY: help setup demo test lint bench clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(VENV)/.done  ## Create the virtual environment with everything in it
+
+$(VENV)/.done: pyproject.toml constraints.txt tools/require.sh
+	@tools/require.sh $(PYTHON)
+	echo "[1/3] virtual environment in $(VENV)"
+	$(PYTHON) -m venv --clear $(VENV)
+	echo "[2/3] torch, CPU build (first and alone, so that nothing pulls a CUDA build)"
+	$(PIP) install --quiet --progress-bar off -c constraints.txt torch
+	echo "[3/3] samespace with all extras and the development tools (about 2.5 GB, a few minutes)"
+	$(PIP) install --quiet --progress-bar off -c constraints.txt -e '.[dev]' tflite-runtime
+	touch $@
+
+demo: setup  ## Train, export, check and search on real images; writes build/demo/index.html
+	@tools/require.sh npm
+	$(BIN)/python examples/ship_to_phone/demo.py --size $(SIZE) --output build/demo
+
+lint: setup  ## Formatting, style, types and import layers
+	@echo "ruff" && $(BIN)/ruff check . && $(BIN)/ruff format --check .
+	echo "import layers" && $(BIN)/lint-imports --no-cache
+	echo "types" && $(BIN)/pyright --pythonpath $(BIN)/python
+
+test: lint  ## All checks and tests, at CI size
+	@tools/require.sh npm
+	echo "tests"
+	$(BIN)/python -m pytest
+
+bench: setup  ## Run one benchmark: make bench NAME=embedder_overhead
+	@test -n "$(NAME)" || { echo "which one? make bench NAME=..., one of: $$(cd benchmarks && ls *.py | sed 's/\.py//' | tr '\n' ' ')"; exit 2; }
+	$(BIN)/python benchmarks/$(NAME).py
+
+clean:  ## Remove what the targets made
+	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis
