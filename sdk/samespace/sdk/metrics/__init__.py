@@ -1,0 +1,26 @@
+"""Metrics over unit-norm embeddings and labels. NumPy only; per-query results, so that they can be bootstrapped and paired."""
+
+from samespace.sdk.metrics.agreement import angle, cosine, max_angle, worst_percentile
+from samespace.sdk.metrics.bootstrap import Estimate, bootstrap_mean, paired_bootstrap
+from samespace.sdk.metrics.flips import negative_flips, relative_negative_flip_rate
+from samespace.sdk.metrics.retrieval import average_precision, first_match_rank, neighbour_overlap, recall_at_k
+from samespace.sdk.metrics.verification import pair_scores, tar_at_far, threshold_at_far
+
+__all__ = [
+    "Estimate",
+    "angle",
+    "average_precision",
+    "bootstrap_mean",
+    "cosine",
+    "first_match_rank",
+    "max_angle",
+    "negative_flips",
+    "neighbour_overlap",
+    "pair_scores",
+    "paired_bootstrap",
+    "recall_at_k",
+    "relative_negative_flip_rate",
+    "tar_at_far",
+    "threshold_at_far",
+    "worst_percentile",
+]
