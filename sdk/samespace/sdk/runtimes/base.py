@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
 from typing import ClassVar, Self
 
@@ -59,10 +60,27 @@ class Runtime(ABC):
     name: ClassVar[str]
     #: The artifact format it runs.
     format: ClassVar[str]
+    #: Distributions that bring the engine, best first; the version of the first installed one goes into reports.
+    packages: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, artifact: LoadedArtifact, options: RuntimeOptions | None = None) -> None:
         self.artifact = artifact
         self.options = options or RuntimeOptions()
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        """Why this runtime cannot work on this machine and what to do about it; ``None`` when it can. Imports nothing heavy."""
+        return None
+
+    @classmethod
+    def version(cls) -> str:
+        """Name and version of the engine, e.g. ``"onnxruntime 1.29.0"``; ``"unknown"`` when no package is installed."""
+        for package in cls.packages:
+            try:
+                return f"{package} {version(package)}"
+            except PackageNotFoundError:
+                continue
+        return "unknown"
 
     def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Embed preprocessed images.
@@ -91,7 +109,8 @@ class Runtime(ABC):
         output = self._infer(images)
         expected = (len(images), self.artifact.dim)
         if output.shape != expected:
-            raise RuntimeFailure(f"{self.name}: {self.artifact.spec.path} answered with shape {output.shape}, expected {expected}")
+            path = self.artifact.spec.path
+            raise RuntimeFailure(f"{self.name}: {path} answered with shape {output.shape}, expected {expected}")
         return output
 
     @abstractmethod

@@ -1,0 +1,100 @@
+"""ONNX artifacts, by onnxruntime on the CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from samespace.sdk.errors import MissingExtraError, RuntimeFailure
+from samespace.sdk.runtimes.base import LoadedArtifact, Runtime, RuntimeOptions
+from samespace.sdk.runtimes.tensors import as_input
+
+__all__ = ["OnnxRuntime", "load_onnxruntime", "open_session"]
+
+
+class OnnxRuntime(Runtime):
+    """Runs a ``.onnx`` artifact straight from its verified bytes."""
+
+    name: ClassVar[str] = "onnx"
+    format: ClassVar[str] = "onnx"
+    packages: ClassVar[tuple[str, ...]] = ("onnxruntime",)
+
+    def __init__(self, artifact: LoadedArtifact, options: RuntimeOptions | None = None) -> None:
+        super().__init__(artifact, options)
+        self._session = open_session(artifact.single_file, artifact.spec.path, self.options.threads)
+        inputs = {value.name: value for value in self._session.get_inputs()}
+        outputs = [value.name for value in self._session.get_outputs()]
+        wanted, spec = artifact.spec.input, artifact.spec
+        if set(inputs) != {wanted.name}:
+            raise RuntimeFailure(
+                f"{spec.path}: the graph's inputs are {sorted(inputs)}, the manifest says {wanted.name!r}; export it again"
+            )
+        if spec.output not in outputs:
+            raise RuntimeFailure(
+                f"{spec.path}: the graph's outputs are {outputs}, the manifest says {spec.output!r}; export it again"
+            )
+        dtype = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}.get(inputs[wanted.name].type, inputs[wanted.name].type)
+        if dtype != wanted.dtype:
+            raise RuntimeFailure(
+                f"{spec.path}: input {wanted.name!r} is {dtype}, the manifest says {wanted.dtype}; export it again"
+            )
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        if importlib.util.find_spec("onnxruntime") is None:
+            return str(MissingExtraError("onnx", "running a .onnx artifact"))
+        return None
+
+    def _infer(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        spec = self.artifact.spec
+        try:
+            return self._session.run([spec.output], {spec.input.name: as_input(images, spec.input)})[0]
+        except Exception as error:
+            raise RuntimeFailure(
+                f"{spec.path}: onnxruntime failed on a batch of {len(images)}: {_first_line(error)}"
+            ) from error
+
+
+def open_session(model: bytes, path: str, threads: int = 0) -> Any:
+    """An ``onnxruntime.InferenceSession`` on the CPU from bytes.
+
+    Args:
+        model: the serialised graph.
+        path: how messages call it.
+        threads: intra-op threads; 0 means that onnxruntime chooses.
+
+    Raises:
+        RuntimeFailure: onnxruntime refuses the bytes.
+    """
+    ort = load_onnxruntime()
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.inter_op_num_threads = 1
+    settings.log_severity_level = 4
+    try:
+        return ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise RuntimeFailure(f"{path}: onnxruntime {ort.__version__} refuses it: {_first_line(error)}") from error
+
+
+def load_onnxruntime() -> ModuleType:
+    """Import onnxruntime with its telemetry switched off: from 1.29 on, its Linux wheels open sockets at import otherwise.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingExtraError("onnx", "running a .onnx artifact") from None
+    return onnxruntime
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
