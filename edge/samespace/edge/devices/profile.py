@@ -1,0 +1,69 @@
+"""Device profiles: what a device is and what checking on it proves, in TOML. Unknown keys are refused."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib.resources import files
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from samespace.sdk.errors import ConfigError
+
+__all__ = ["DeviceProfile", "load_profile", "profile_names"]
+
+_FOLDER = files("samespace.edge.devices") / "profiles"
+
+
+class DeviceProfile(BaseModel):
+    """One file in ``profiles/``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern="^[a-z0-9][a-z0-9-]*$", description="as in --device; the file is called NAME.toml")
+    description: str
+    emulator: Literal["host"] = Field(description="what runs it; host: this machine itself")
+    formats: tuple[Literal["onnx", "tflite", "coreml"], ...] = Field(
+        default=("onnx", "tflite", "coreml"), description="artifact formats that it takes"
+    )
+    proves: str
+    cannot_prove: str
+
+
+def profile_names() -> tuple[str, ...]:
+    """Names of the profiles that come with samespace."""
+    return tuple(sorted(entry.name.removesuffix(".toml") for entry in _FOLDER.iterdir() if entry.name.endswith(".toml")))
+
+
+def load_profile(name: str) -> DeviceProfile:
+    """The profile of that name.
+
+    Raises:
+        ConfigError: there is none, or its file is wrong; names the field.
+    """
+    if name not in profile_names():
+        raise ConfigError(f"no device profile is called {name!r}; there are: {', '.join(profile_names())}")
+    return parse_profile((_FOLDER / f"{name}.toml").read_text("utf-8"), f"profiles/{name}.toml", name)
+
+
+def parse_profile(text: str, file: str, name: str) -> DeviceProfile:
+    """A profile from TOML.
+
+    Args:
+        text: the TOML.
+        file: its name, for messages.
+        name: that the profile must have.
+
+    Raises:
+        ConfigError: not TOML, a missing, unknown or wrong field, or another name.
+    """
+    try:
+        profile = DeviceProfile.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not TOML: {error}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ConfigError(f"{file}: field {'.'.join(map(str, first['loc']))!r}: {first['msg']}") from None
+    if profile.name != name:
+        raise ConfigError(f"{file}: the profile is named {profile.name!r}; file name and name must agree")
+    return profile
