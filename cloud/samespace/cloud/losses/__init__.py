@@ -1,0 +1,20 @@
+"""Compatibility losses: each a small module that declares what it needs of the partner."""
+
+from samespace.cloud.losses.base import Batch, CompatibilityLoss, Need, Partner, Shape
+from samespace.cloud.losses.cosine_softmax import CosineSoftmax
+from samespace.cloud.losses.partner_head import PartnerHead
+from samespace.cloud.losses.registry import LOSSES, build_loss
+from samespace.cloud.losses.regression import Regression
+
+__all__ = [
+    "LOSSES",
+    "Batch",
+    "CompatibilityLoss",
+    "CosineSoftmax",
+    "Need",
+    "Partner",
+    "PartnerHead",
+    "Regression",
+    "Shape",
+    "build_loss",
+]

@@ -1,0 +1,209 @@
+"""What a finished run leaves behind: models and their records, the space, probes, and the measured matrix."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.numpy
+import safetensors.torch
+from PIL import Image
+from torch import Tensor, nn
+
+from samespace.cloud.adapters import apply_procrustes, fit_procrustes
+from samespace.cloud.data import Split
+from samespace.cloud.evaluation import Measurement, embed, measure
+from samespace.cloud.recipe import Recipe
+from samespace.cloud.training.data import TrainingData
+from samespace.cloud.training.run import RunDirectory
+from samespace.cloud.training.tier import Tier
+from samespace.sdk.cli.progress import progress
+from samespace.sdk.files import atomic_directory, atomic_write
+from samespace.sdk.identity import ModelRecord, SpaceRecord, digest
+
+__all__ = ["TrainedRun", "read_results", "write_results"]
+
+#: Pictures of unseen classes that travel with every bundle.
+PROBES = 128
+#: Rows of the cloud gallery that travel with every bundle: at least the first where the data has them, at most the second.
+GALLERY_LEAST, GALLERY_MOST = 2000, 4000
+#: Training pictures that a post-hoc map is fitted on, at most.
+FIT_MOST = 20_000
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run.
+
+    Attributes:
+        path: its folder.
+        records: tier -> record of its model.
+        space: founded by the cloud model.
+        matrix: every measured M(a, b).
+    """
+
+    path: Path
+    records: Mapping[str, ModelRecord]
+    space: SpaceRecord
+    matrix: Sequence[Measurement]
+
+    def cell(self, query: str, gallery: str, adapter: str | None = None, split: str = "test") -> Measurement:
+        """One measured cell.
+
+        Raises:
+            KeyError: it was not measured.
+        """
+        for found in self.matrix:
+            if (found.query, found.gallery, found.adapter, found.split) == (query, gallery, adapter, split):
+                return found
+        raise KeyError(f"M({query}, {gallery}) with adapter {adapter} was not measured on split {split}")
+
+
+def write_results(recipe: Recipe, data: TrainingData, tiers: Mapping[str, Tier], directory: RunDirectory) -> TrainedRun:
+    """Write everything that export and the demo read; the matrix last, as the sign that the run is complete."""
+    records = {name: _write_model(recipe, name, tiers[name], directory) for name in recipe.models}
+    for name, tier in tiers.items():
+        if head := {key: value for key, value in tier.losses.state_dict().items() if key == "cosine_softmax.weight"}:
+            atomic_write(directory.heads / f"{name}.safetensors", _safetensors({"weight": head["cosine_softmax.weight"]}))
+    atomic_write(directory.heads / "classes.json", json.dumps(data.classes, ensure_ascii=False) + "\n")
+    space = SpaceRecord(name=recipe.name, founder_model_id=records[recipe.cloud].model_id, dim=records[recipe.cloud].dim)
+    atomic_write(directory.space, space.model_dump_json(indent=2) + "\n")
+    encoder = _Encoder(recipe, data, {name: tier.model for name, tier in tiers.items()})
+    encoder.prepare(data.split)
+    _write_probes(recipe, data, encoder, directory)
+    matrix = _measure_all(recipe, data, encoder)
+    ids = {name: record.model_id for name, record in records.items()}
+    cells = [{**cell.as_json(), "query_model_id": ids[cell.query], "gallery_model_id": ids[cell.gallery]} for cell in matrix]
+    atomic_write(directory.matrices, json.dumps(cells, indent=2, allow_nan=False) + "\n")
+    return TrainedRun(directory.path, records, space, matrix)
+
+
+def read_results(recipe: Recipe, directory: RunDirectory) -> TrainedRun | None:
+    """The results of a run that is complete; None while it is not."""
+    if not directory.matrices.exists():
+        return None
+    records = {
+        name: ModelRecord.model_validate_json((directory.models / f"{name}.json").read_bytes()) for name in recipe.models
+    }
+    space = SpaceRecord.model_validate_json(directory.space.read_bytes())
+    matrix = [Measurement.from_json(cell) for cell in json.loads(directory.matrices.read_bytes())]
+    return TrainedRun(directory.path, records, space, matrix)
+
+
+class _Encoder:
+    """Embeddings of pictures by name of the model; each picture is embedded once."""
+
+    def __init__(self, recipe: Recipe, data: TrainingData, models: Mapping[str, nn.Module]) -> None:
+        self._recipe, self._data, self._models = recipe, data, models
+        self._rows: dict[str, dict[int, npt.NDArray[np.float32]]] = {name: {} for name in models}
+
+    def prepare(self, split: Split) -> None:
+        """Embed all that is measured, each model in one go."""
+        held_out = (split.validation_query, split.validation_gallery, split.test_query, split.test_gallery)
+        indices = [index for part in held_out for index in part]
+        with progress("Embedding", len(self._models)) as bar:
+            for name in self._models:
+                self(name, indices)
+                bar.advance(1, name)
+
+    def __call__(self, name: str, indices: Sequence[int]) -> npt.NDArray[np.float32]:
+        known = self._rows[name]
+        if missing := [index for index in dict.fromkeys(indices) if index not in known]:
+            preprocess = self._recipe.models[name].preprocess
+            rows = embed(self._models[name], self._data.prepared(missing, preprocess), preprocess)
+            known.update(zip(missing, rows, strict=True))
+        return np.stack([known[index] for index in indices])
+
+
+def _write_model(recipe: Recipe, name: str, tier: Tier, directory: RunDirectory) -> ModelRecord:
+    weights = _safetensors(tier.model.state_dict())
+    spec = recipe.models[name]
+    record = ModelRecord(
+        name=f"{recipe.name}-{name}",
+        role=spec.role,
+        family=spec.family,
+        arguments=spec.builder_arguments,
+        dim=spec.dim,
+        preprocess=spec.preprocess,
+        weights_sha256=digest(weights),
+    )
+    atomic_write(directory.models / f"{name}.safetensors", weights)
+    atomic_write(directory.models / f"{name}.json", record.model_dump_json(indent=2) + "\n")
+    return record
+
+
+def _write_probes(recipe: Recipe, data: TrainingData, encoder: _Encoder, directory: RunDirectory) -> None:
+    items, split = data.images.items, data.split
+    chosen = _shuffled(data, split.test_query)[:PROBES]
+    labels = {items[index].label for index in chosen}
+    # What a probe can find comes first, then other unseen classes, then seen ones: never a probe itself.
+    gallery = sorted(_shuffled(data, split.test_gallery), key=lambda index: items[index].label not in labels)[:GALLERY_MOST]
+    others = [*_shuffled(data, split.validation_gallery), *_shuffled(data, split.train)]
+    taken = {*gallery, *chosen}
+    gallery += [index for index in dict.fromkeys(others) if index not in taken][: max(0, GALLERY_LEAST - len(gallery))]
+    with atomic_directory(directory.probes) as folder:
+        (folder / "images").mkdir()
+        for number, index in enumerate(chosen):
+            (folder / "images" / f"{number:03d}.png").write_bytes(_png(data.images.encoded(index)))
+        (folder / "probes.json").write_text(_labels(data, chosen))
+        embeddings = {"embeddings": encoder(recipe.cloud, gallery)}
+        (folder / "gallery.safetensors").write_bytes(safetensors.numpy.save(embeddings))
+        (folder / "gallery.json").write_text(_labels(data, gallery))
+
+
+def _measure_all(recipe: Recipe, data: TrainingData, encoder: _Encoder) -> list[Measurement]:
+    items, split, cloud = data.images.items, data.split, recipe.cloud
+    sides = {
+        "validation": (split.validation_query, split.validation_gallery),
+        "test": (split.test_query, split.test_gallery),
+    }
+    pairs = [(name, gallery) for name in recipe.models for gallery in dict.fromkeys((name, cloud))]
+    controls = [name for name, model in recipe.models.items() if not model.compatible]
+    fit = _shuffled(data, split.train)[:FIT_MOST]
+    maps = {name: fit_procrustes(encoder(name, fit), encoder(cloud, fit)) for name in controls}
+    matrix = []
+    used = {side: both for side, both in sides.items() if both[0] and both[1]}
+    with progress("Measuring", len(used) * (len(pairs) + len(controls))) as bar:
+        for side, (query, gallery) in used.items():
+            labels = [items[index].label for index in query], [items[index].label for index in gallery]
+            for a, b in pairs:
+                metrics = measure(encoder(a, query), encoder(b, gallery), *labels)
+                matrix.append(Measurement(a, b, side, None, metrics))
+                bar.advance()
+            for a in controls:
+                mapped = apply_procrustes(encoder(a, query), maps[a])
+                metrics = measure(mapped, encoder(cloud, gallery), *labels)
+                matrix.append(Measurement(a, cloud, side, "procrustes", metrics))
+                bar.advance()
+    return matrix
+
+
+def _shuffled(data: TrainingData, indices: Sequence[int]) -> list[int]:
+    """In an order that depends on the pictures' keys alone."""
+    return sorted(indices, key=lambda index: hashlib.sha256(data.images.items[index].key.encode()).digest())
+
+
+def _labels(data: TrainingData, indices: Sequence[int]) -> str:
+    return json.dumps({"labels": [data.images.items[index].label for index in indices]}, ensure_ascii=False) + "\n"
+
+
+def _png(encoded: bytes) -> bytes:
+    """As PNG, pixels and EXIF orientation untouched."""
+    image = Image.open(io.BytesIO(encoded))
+    if image.format == "PNG":
+        return encoded
+    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+        image = image.convert("RGB")
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", exif=image.getexif())
+    return buffer.getvalue()
+
+
+def _safetensors(tensors: Mapping[str, Tensor]) -> bytes:
+    return safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})

@@ -1,0 +1,33 @@
+"""The stages of a run: which tiers train in one loop, and which one stands frozen beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from samespace.cloud.recipe import Recipe
+
+__all__ = ["Stage", "stages_of"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One loop over ``recipe.steps`` batches.
+
+    Attributes:
+        name: goes into the log and into every seed.
+        trained: tiers that learn; a partner that learns too comes first.
+        partner: the tier whose space the others join; None when no tier of the stage needs one.
+    """
+
+    name: str
+    trained: tuple[str, ...]
+    partner: str | None
+
+
+def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
+    """One stage for joint mode; for sequential mode the cloud model, then all edge models beside it, frozen."""
+    cloud, edges = recipe.cloud, tuple(recipe.edges)
+    if recipe.mode == "joint":
+        return (Stage("joint", (cloud, *edges), cloud),)
+    alone = Stage("cloud", (cloud,), None)
+    return (alone, Stage("edges", edges, cloud)) if edges else (alone,)

@@ -1,0 +1,193 @@
+"""The training loop: one for both modes, resumable at any step, the same on one process and on many."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from samespace.cloud.data.augment import augment_batch
+from samespace.cloud.inputs import Views
+from samespace.cloud.losses import Partner
+from samespace.cloud.recipe import Recipe
+from samespace.cloud.training.checkpoint import Progress, pack, restore_optimisers, restore_weights, unpack
+from samespace.cloud.training.data import TrainingData
+from samespace.cloud.training.device import World
+from samespace.cloud.training.interrupt import interruptible
+from samespace.cloud.training.log import TrainingLog
+from samespace.cloud.training.optimiser import build_optimiser, one_cycle, set_step
+from samespace.cloud.training.order import BatchOrder
+from samespace.cloud.training.run import RunDirectory
+from samespace.cloud.training.seeds import generator, seeded
+from samespace.cloud.training.stages import Stage, stages_of
+from samespace.cloud.training.tier import Outcome, Tier, build_tier
+from samespace.sdk.cli.progress import progress
+from samespace.sdk.errors import ConfigError
+
+__all__ = ["Trainer"]
+
+#: For tiers that have no partner.
+_ALONE = Partner({})
+
+
+class Trainer:
+    """Trains the tiers of a recipe to the end of its last stage.
+
+    Step n of a stage depends on the seed, n and the weights alone: batch, augmentation and dropout are drawn anew from
+    (seed, stage, n). So a run that was killed and resumed ends, bit for bit, where an uninterrupted one ends (on one CPU
+    thread; more threads or an accelerator may add in another order).
+
+    Args:
+        recipe: what to train.
+        data: the pictures, as :func:`samespace.cloud.training.data.load_training_data` gives them.
+        world: the processes that train together.
+        directory: where the first process keeps checkpoint and log.
+    """
+
+    def __init__(self, recipe: Recipe, data: TrainingData, world: World, directory: RunDirectory) -> None:
+        self.recipe, self.data, self.world, self.directory = recipe, data, world, directory
+        self.tiers = {name: self._placed(build_tier(recipe, name, len(data.classes))) for name in recipe.models}
+        self.stages = stages_of(recipe)
+        self.progress = Progress(recipe_sha256=recipe.digest, data_sha256=data.sha256)
+        self._rows = world.share(recipe.batch)
+        self._began = 0.0
+
+    def run(self) -> None:
+        """Train what is left to train; at once done where nothing is.
+
+        Raises:
+            ConfigError: a checkpoint of another recipe or other pictures, or a loss that is no longer finite.
+            KeyboardInterrupt, SystemExit: SIGINT or SIGTERM; a checkpoint was written first.
+        """
+        saved = self.world.broadcast_bytes(self.directory.load() if self.world.first else None)
+        tensors: Mapping[str, Tensor] = {}
+        if saved is not None:
+            self.progress = self.directory.check(saved, self.recipe, self.data.sha256)
+            tensors = unpack(saved, str(self.directory.checkpoint))[1]
+            restore_weights(tensors, self.tiers)
+        self._began = time.monotonic() - self.progress.seconds
+        log = TrainingLog(self.directory.log, self.progress.log_bytes) if self.world.first else None
+        try:
+            while self.progress.stage < len(self.stages):
+                self._run_stage(tensors, log)
+                tensors = {}
+        finally:
+            if log:
+                log.close()
+
+    def _run_stage(self, tensors: Mapping[str, Tensor], log: TrainingLog | None) -> None:
+        """The current stage, from where it stands to its end; ``tensors`` is the checkpoint to go on from, if any."""
+        recipe, stage = self.recipe, self.stages[self.progress.stage]
+        trained = {name: self.tiers[name].train() for name in stage.trained}
+        if stage.partner and stage.partner not in trained:
+            # In evaluation mode its running statistics stand still, too.
+            self.tiers[stage.partner].eval().requires_grad_(False)
+        optimisers = {
+            name: build_optimiser(tier, recipe.learning_rate(name), recipe.optimiser.weight_decay)
+            for name, tier in trained.items()
+        }
+        restore_optimisers(tensors, trained, optimisers)
+        callables = {name: self.world.wrapped(tier) for name, tier in trained.items()}
+        order = BatchOrder(len(self.data.labels), recipe.batch, recipe.seed, stage.name)
+        start = self.progress.step
+        bar_of = progress(f"Training ({stage.name})", recipe.steps - start) if self.world.first else nullcontext()
+        with interruptible() as interrupt, bar_of as bar:
+            for step in range(start, recipe.steps):
+                outcomes = self._step(stage, step, order.indices(step), callables, optimisers)
+                done, last = step + 1, step + 1 == recipe.steps
+                stop = self.world.any(interrupt.received is not None)
+                logs, saves = last or done % recipe.log_every == 0, last or stop or done % recipe.checkpoint_every == 0
+                if logs or saves:
+                    losses = self._finite_losses(stage, done, outcomes)
+                    if logs and log:
+                        log.write(self._record(stage, done, losses))
+                if saves:
+                    self._save(done, trained, optimisers, log)
+                if bar:
+                    bar.advance(1, " ".join(f"{name} {outcomes[name].total.item():.2f}" for name in trained) if logs else "")
+                if stop:
+                    interrupt.raise_for(f"stopped at step {done} of stage {stage.name!r}, checkpoint written")
+
+    def _step(
+        self,
+        stage: Stage,
+        step: int,
+        indices: Tensor,
+        callables: Mapping[str, nn.Module],
+        optimisers: Mapping[str, Optimizer],
+    ) -> dict[str, Outcome]:
+        """One optimiser step of every tier that learns in this stage."""
+        recipe, data, rows = self.recipe, self.data, self._rows
+        pictures, labels = data.batch(indices, self.world.device)
+        # All processes augment the whole batch and then take their share, so that it does not matter how many there are.
+        chance = generator(self.world.device, recipe.seed, "augment", stage.name, step)
+        views = Views(augment_batch(pictures, chance, recipe.augment)[rows])
+        partner, outcomes = _ALONE, {}
+        with seeded(recipe.seed, "step", stage.name, step, self.world.rank):
+            if stage.partner and stage.partner not in callables:
+                frozen = self.tiers[stage.partner]
+                with torch.no_grad():
+                    partner = frozen.as_partner(frozen.embed(views.of(recipe.models[stage.partner].preprocess)))
+            for name, tier in callables.items():
+                outcome: Outcome = tier(views.of(recipe.models[name].preprocess), labels[rows], partner)
+                if name == stage.partner:
+                    partner = self.tiers[name].as_partner(outcome.embedding)
+                set_step(optimisers[name], step, recipe.steps, recipe.optimiser.warmup)
+                optimisers[name].zero_grad(set_to_none=True)
+                # The terms of different tiers share no gradient: going back at once frees the activations.
+                outcome.total.backward()
+                optimisers[name].step()
+                outcomes[name] = Outcome(outcome.total.detach(), outcome.terms, outcome.embedding)
+        return outcomes
+
+    def _finite_losses(self, stage: Stage, done: int, outcomes: Mapping[str, Outcome]) -> dict[str, dict[str, float]]:
+        """Each tier's terms and total, averaged over processes.
+
+        Raises:
+            ConfigError: one is NaN or infinite; nothing of this state is saved.
+        """
+        losses = {}
+        for name, outcome in outcomes.items():
+            values = self.world.mean(torch.cat([outcome.terms, outcome.total[None]])).tolist()
+            if not all(math.isfinite(value) for value in values):
+                raise ConfigError(
+                    f"training diverged: a loss of models.{name} is {values[-1]} at step {done} of stage {stage.name!r}; "
+                    f"lower its learning_rate (now {self.recipe.learning_rate(name)})"
+                )
+            losses[name] = dict(zip((*self.tiers[name].weights, "total"), values, strict=True))
+        return losses
+
+    def _record(self, stage: Stage, done: int, losses: dict[str, dict[str, float]]) -> dict[str, object]:
+        share, _ = one_cycle(done - 1, self.recipe.steps, 1.0, self.recipe.optimiser.warmup)
+        rate = share * self.recipe.optimiser.learning_rate
+        seconds = round(time.monotonic() - self._began, 3)
+        return {"stage": stage.name, "step": done, "learning_rate": rate, "seconds": seconds, "losses": losses}
+
+    def _save(
+        self, done: int, trained: Mapping[str, Tier], optimisers: Mapping[str, Optimizer], log: TrainingLog | None
+    ) -> None:
+        """Note the progress, and write it down where this is the first process."""
+        finished = done == self.recipe.steps
+        if finished:
+            # Running statistics are each process's own until here.
+            self.world.broadcast([buffer for tier in trained.values() for buffer in tier.buffers()])
+        self.progress = self.progress.model_copy(
+            update={
+                "stage": self.progress.stage + finished,
+                "step": 0 if finished else done,
+                "log_bytes": log.position() if log else 0,
+                "seconds": time.monotonic() - self._began,
+            }
+        )
+        if self.world.first:
+            self.directory.save(pack(self.progress, self.tiers, {} if finished else optimisers))
+        self.world.wait()
+
+    def _placed(self, tier: Tier) -> Tier:
+        placed = self.world.synchronised(tier).to(self.world.device)
+        return placed.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - missing in the stubs
