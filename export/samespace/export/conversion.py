@@ -1,0 +1,174 @@
+"""Running the converters: each format in a process of its own, side by side, and quiet.
+
+Converters take seconds to import, print on both streams, and some crash hard. In a child process they cannot disturb the parent's
+output, their chatter is kept for the error message, and a crash is an :class:`~samespace.sdk.errors.ExportError`. One child
+converts all models to one format, so that it imports its converter once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from samespace.export.formats import EXPORTERS
+from samespace.export.formats.base import Conversion, Precision
+from samespace.export.run import RunModel
+from samespace.sdk.errors import ExportError
+from samespace.sdk.manifest import TensorSpec
+
+__all__ = ["Job", "convert", "read_conversion", "write_conversion"]
+
+#: Characters of a converter's output that an error message shows.
+_TAIL = 1500
+
+
+@dataclass(frozen=True)
+class Job:
+    """One conversion: a model, a format (a name in ``EXPORTERS``) and a precision."""
+
+    model: RunModel
+    format: str
+    precision: Precision
+
+    def __str__(self) -> str:
+        return f"{self.model.name} to {self.format}-{self.precision}"
+
+
+def convert(jobs: Sequence[Job], workers: int = 2, done: Callable[[Job], object] = lambda job: None) -> list[Conversion]:
+    """Convert; the results are in the order of the jobs.
+
+    Args:
+        jobs: what to convert.
+        workers: processes at once; each needs about 1 GiB.
+        done: called when a job has ended well, from another thread.
+
+    Raises:
+        ExportError: a converter failed or crashed; with the end of what it said.
+    """
+    groups: dict[str, list[int]] = {}
+    for index, job in enumerate(jobs):
+        groups.setdefault(job.format, []).append(index)
+    # The slowest converter first, so that the others run beside it.
+    order = sorted(groups, key=lambda name: (name != "tflite", name))
+    threads = max(1, (os.cpu_count() or 1) // max(1, min(workers, len(order))))
+    with tempfile.TemporaryDirectory(prefix="samespace-export-") as folder, _children() as children:
+        for index, job in enumerate(jobs):
+            _write_job(Path(folder) / str(index), job)
+
+        def run(name: str) -> None:
+            _run_group(Path(folder), groups[name], jobs, threads, children, done)
+
+        with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+            futures = [pool.submit(run, name) for name in order]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                # Neither a failure nor Ctrl-C waits for the conversions that are still running.
+                for future in futures:
+                    future.cancel()
+                _kill(children)
+                raise
+        return [read_conversion(Path(folder) / str(index) / "result") for index in range(len(jobs))]
+
+
+def write_conversion(folder: Path, conversion: Conversion) -> None:
+    """Write a conversion's files, and ``conversion.json`` beside them, below a folder."""
+    names = sorted(conversion.files)
+    for index, name in enumerate(names):
+        (folder / f"{index}.bin").write_bytes(conversion.files[name])
+    about = asdict(conversion) | {"files": names, "input": conversion.input.model_dump()}
+    (folder / "conversion.json").write_text(json.dumps(about))
+
+
+def read_conversion(folder: Path) -> Conversion:
+    """The reverse of :func:`write_conversion`."""
+    about: dict[str, Any] = json.loads((folder / "conversion.json").read_text())
+    about["files"] = {name: (folder / f"{index}.bin").read_bytes() for index, name in enumerate(about["files"])}
+    about["input"] = TensorSpec.model_validate(about["input"])
+    return Conversion(**about)
+
+
+def _write_job(folder: Path, job: Job) -> None:
+    (folder / "result").mkdir(parents=True)
+    (folder / "weights.safetensors").write_bytes(job.model.weights)
+    about = {
+        "name": job.model.name,
+        "record": job.model.record.model_dump(mode="json"),
+        "exporter": EXPORTERS[job.format],
+        "precision": job.precision,
+    }
+    (folder / "job.json").write_text(json.dumps(about))
+
+
+def _run_group(
+    folder: Path,
+    indices: list[int],
+    jobs: Sequence[Job],
+    threads: int,
+    children: list[subprocess.Popen[str]],
+    done: Callable[[Job], object],
+) -> None:
+    """Run one child over some jobs; it prints a line of JSON after each."""
+    log = folder / f"{indices[0]}.log"
+    environment = os.environ | {
+        # What this process can import, the child can; but not what lies in the folder it was started from.
+        "PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path if entry),
+        "OMP_NUM_THREADS": str(threads),
+        "ORT_DISABLE_TELEMETRY": "1",
+    }
+    with log.open("w") as chatter:
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "samespace.export.worker", *(str(folder / str(index)) for index in indices)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=chatter,
+            env=environment,
+            text=True,
+        )
+    children.append(child)
+    assert child.stdout is not None
+    waiting = list(indices)
+    for line in child.stdout:
+        answer = json.loads(line)
+        job = jobs[waiting.pop(0)]
+        if "error" in answer:
+            raise ExportError(f"converting {job} failed: {answer['error']}{'' if answer['expected'] else _said(log)}")
+        done(job)
+    code = child.wait()
+    if waiting:
+        raise ExportError(f"converting {jobs[waiting[0]]} failed: the converter ended with exit code {code}{_said(log)}")
+
+
+def _said(log: Path) -> str:
+    text = log.read_text(errors="replace").strip()
+    return f"\nThe converter said:\n{text[-_TAIL:]}" if text else ""
+
+
+@contextmanager
+def _children() -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes that do not outlive the block."""
+    children: list[subprocess.Popen[str]] = []
+    try:
+        yield children
+    finally:
+        _kill(children)
+        for child in children:
+            child.wait()
+            if child.stdout is not None:
+                child.stdout.close()
+
+
+def _kill(children: list[subprocess.Popen[str]]) -> None:
+    for child in children:
+        if child.poll() is None:
+            child.kill()
