@@ -1,0 +1,134 @@
+"""``samespace gallery serve | add | search``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from samespace.sdk.cli.progress import progress
+from samespace.sdk.errors import DataError
+
+__all__ = ["app"]
+
+_URL = "http://127.0.0.1:8765"
+
+app = typer.Typer(
+    help="Serve a gallery, add images to it, search it.",
+    epilog="Example: samespace gallery serve --bundle cloud.samespace --data ./gallery",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_Bundle = Annotated[Path, typer.Option("--bundle", help="The bundle that embeds.", show_default=False)]
+_Gallery = Annotated[str, typer.Option("--gallery", help="URL of the service.")]
+_Runtime = Annotated[
+    str | None, typer.Option("--runtime", help="Runtime for the bundle; by default the first that works here.")
+]
+_Unsigned = Annotated[bool, typer.Option("--allow-unsigned", help="Take bundles that nobody trusted has signed (logged).")]
+_Json = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
+
+
+@app.command(epilog="Example: samespace gallery serve --bundle cloud.samespace --data ./gallery")
+def serve(
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            "--bundle", help="The cloud model's bundle: founds its space, if it is not there yet.", show_default=False
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder of an embedded PostgreSQL. [default: the user's data folder]")
+    ] = None,
+    database: Annotated[str | None, typer.Option("--database", help="URL of a PostgreSQL with pgvector instead.")] = None,
+    memory: Annotated[bool, typer.Option("--memory", help="Keep nothing: all in memory.")] = False,
+    host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port to listen at; 0 takes a free one.", min=0, max=65535)] = 8765,
+    runtime: _Runtime = None,
+    allow_unsigned: _Unsigned = False,
+    as_json: _Json = False,
+) -> None:
+    """Serve a gallery until Ctrl-C; prints one line when it is ready."""
+    from samespace.cloud.gallery.serve import Address, serve_gallery
+
+    def ready(url: str, place: str, spaces: list[dict[str, str | int]]) -> None:
+        if as_json:
+            print(json.dumps({"url": url, "store": place, "spaces": spaces}), flush=True)
+            return
+        held = ", ".join(f"{space['name']} ({space['space_id']}, {space['items']} items)" for space in spaces)
+        print(f"ready: {url} serves {held or 'no space yet'}, kept in {place}", flush=True)
+
+    serve_gallery(
+        Address(host, port),
+        bundle=bundle,
+        data=data,
+        database=database,
+        memory=memory,
+        runtime=runtime,
+        allow_unsigned=allow_unsigned,
+        ready=ready,
+    )
+
+
+@app.command(epilog="Example: samespace gallery add photos/ --bundle cloud.samespace")
+def add(
+    images: Annotated[Path, typer.Argument(help="A folder of images, or a CSV or Parquet table with the column 'path'.")],
+    bundle: _Bundle,
+    gallery: _Gallery = _URL,
+    batch: Annotated[int, typer.Option("--batch", help="Images for each request.", min=1, max=1024)] = 32,
+    runtime: _Runtime = None,
+    allow_unsigned: _Unsigned = False,
+    as_json: _Json = False,
+) -> None:
+    """Embed images with the cloud bundle and add them; run it again to go on where it was stopped."""
+    from samespace.cloud.gallery.ingest import find_images, ingest
+    from samespace.sdk.gallery.client import GalleryClient
+
+    found = find_images(images)
+    with (
+        GalleryClient.open(gallery, bundle, runtime=runtime, allow_unsigned=allow_unsigned) as client,
+        progress(f"Adding {images}", len(found)) as bar,
+    ):
+        client.handshake()
+        report = ingest(client, client.embedder, found, batch=batch, advance=bar.advance)
+    if as_json:
+        broken = [{"path": str(path), "reason": reason} for path, reason in report.broken]
+        print(json.dumps({"added": report.added, "known": report.known, "copies": report.copies, "broken": broken}))
+    else:
+        print(f"{report.added} added, {report.known} were there already, {report.copies} are copies of others")
+    if report.broken:
+        some = "; ".join(f"{path}: {reason}" for path, reason in report.broken[:5])
+        more = f"; and {len(report.broken) - 5} more" if len(report.broken) > 5 else ""
+        raise DataError(f"{len(report.broken)} of {len(found)} images were left out. {some}{more}")
+
+
+@app.command(epilog="Example: samespace gallery search query.jpg --bundle phone.samespace -k 5")
+def search(
+    image: Annotated[Path, typer.Argument(help="The image to look for.")],
+    bundle: _Bundle,
+    gallery: _Gallery = _URL,
+    k: Annotated[int, typer.Option("-k", help="How many hits.", min=1, max=1000)] = 5,
+    runtime: _Runtime = None,
+    allow_unsigned: _Unsigned = False,
+    as_json: _Json = False,
+) -> None:
+    """Embed an image with a device's bundle, shake hands with the gallery, and print the nearest items."""
+    from samespace.sdk.gallery.client import GalleryClient
+
+    with GalleryClient.open(gallery, bundle, runtime=runtime, allow_unsigned=allow_unsigned) as client:
+        query = client.embedder.embed(image)
+        hits = client.search(query, k)
+        model_id = client.embedder.model_id
+    if as_json:
+        print(json.dumps({"query": str(image), "model_id": model_id, "hits": [hit.model_dump() for hit in hits]}))
+        return
+    if not hits:
+        print("the gallery is empty; fill it with 'samespace gallery add'", file=sys.stderr)
+    for rank, hit in enumerate(hits, start=1):
+        what = hit.metadata.get("path") or hit.item_id
+        label = hit.metadata.get("label")
+        print(f"{rank:3d}  {hit.score:6.3f}  {what}{f'  ({label})' if label else ''}")

@@ -1,0 +1,110 @@
+"""Judging a device's answer to a challenge: pure functions over two sets of embeddings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from samespace.cloud.gallery.evidence import MIN_SEPARATION, own_separation
+
+__all__ = ["HandshakePolicy", "Judgement", "judge_by_record", "judge_same_model"]
+
+#: Gate for the cosine to the model's own embedding, where the bundle states none.
+_DEFAULT_GATES = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.95}
+#: A known mistake explains a mean cosine that is this near to its own.
+_NEAR = 0.03
+
+
+@dataclass(frozen=True)
+class HandshakePolicy:
+    """How a handshake is held.
+
+    Attributes:
+        pictures: challenges that a device must embed.
+        deviations: standard errors by which the mean cosine may lie below the record's: 4 refuses a good device once in 30,000.
+        slack: or, if that is more, this much of cosine: the challenges are not the pictures that the record was measured on.
+        answer_seconds: a device has so long to embed them.
+        token_seconds: so long it may search before it shakes hands again.
+    """
+
+    pictures: int = 32
+    deviations: float = 4.0
+    slack: float = 0.05
+    answer_seconds: float = 300.0
+    token_seconds: float = 3600.0
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Whether a device's embeddings fit, why not, and what was measured."""
+
+    accepted: bool
+    reason: str
+    measured: dict[str, float]
+
+
+def judge_same_model(
+    answer: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], gates: Mapping[str, Mapping[str, float]], precision: str
+) -> Judgement:
+    """The device runs the gallery's own model: every embedding must be the gallery's, up to its precision.
+
+    The bundle's gate bounds the angle to the float model; answer and expectation may each be that far off, on opposite sides, and
+    ``1 - cos(2a)`` is ``4 (1 - cos(a))`` for small angles a.
+    """
+    cosines = np.einsum("ij,ij->i", answer.astype(np.float64), expected.astype(np.float64))
+    gate = gates.get(precision, {}).get("worst_cosine", _DEFAULT_GATES[precision])
+    bar, worst = 1 - 4 * (1 - gate), float(cosines.min())
+    measured = {"worst_cosine": worst, "mean_cosine": float(cosines.mean()), "bar": bar, "pictures": float(len(cosines))}
+    reason = f"the worst of {len(cosines)} cosines to the gallery's own embeddings is {worst:.5f}; a {precision} artifact of this model needs {bar:.5f}"
+    return Judgement(worst >= bar, reason, measured)
+
+
+def judge_by_record(
+    answer: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], report: Mapping[str, Any], policy: HandshakePolicy
+) -> Judgement:
+    """The device runs another model: its embeddings must lie as near to the gallery's as the compatibility record says.
+
+    Both must hold: each picture's own gallery embedding is nearer than other pictures' (separation), and the mean cosine is not
+    below the record's. The second finds what the first forgives: swapped channels shift all embeddings a little.
+    """
+    cosines = np.einsum("ij,ij->i", answer.astype(np.float64), expected.astype(np.float64))
+    mean, n, separation = float(cosines.mean()), len(cosines), float(own_separation(answer, expected).mean())
+    measured = {"mean_cosine": mean, "separation": separation, "pictures": float(n)}
+    claimed = _numbers(report.get("cosine"))
+    if separation < MIN_SEPARATION:
+        reason = f"the gallery's own embedding of a picture beats only {separation:.0%} of the others; {MIN_SEPARATION:.0%} are needed"
+        return Judgement(False, reason + _cause(mean, 0.0, report), measured)
+    if not {"mean", "std"} <= claimed.keys():
+        return Judgement(True, "separation alone: the record has no cosines", measured)
+    # A standard error of the mean difference: the record's mean is uncertain too.
+    error = claimed["std"] * math.sqrt(1 / n + 1 / max(1.0, _numbers(report).get("n", n)))
+    floor = claimed["mean"] - max(policy.deviations * error, policy.slack)
+    measured |= {"expected_cosine": claimed["mean"], "bar": floor}
+    reason = (
+        f"the mean cosine to the gallery's own embeddings of {n} pictures is {mean:.3f}; "
+        f"the compatibility record says {claimed['mean']:.3f}, and {floor:.3f} would do"
+    )
+    return Judgement(mean >= floor, reason + ("" if mean >= floor else _cause(mean, 2 * error, report)), measured)
+
+
+def _cause(mean: float, tolerance: float, report: Mapping[str, Any]) -> str:
+    """The known mistake whose effect comes nearest, if it is near."""
+    mistakes = report.get("mistakes")
+    means = {name: _numbers(value).get("mean") for name, value in mistakes.items()} if isinstance(mistakes, dict) else {}
+    distances = {name: abs(mean - value) for name, value in means.items() if value is not None}
+    name = min(distances, key=distances.__getitem__, default=None)
+    if name is None or distances[name] > max(tolerance, _NEAR):
+        return "; no known mistake explains it"
+    return f"; that is what the mistake {name!r} would give ({means[name]:.3f})"
+
+
+def _numbers(value: object) -> dict[str, float]:
+    """The finite numbers of a dictionary: a record may come from elsewhere."""
+    if not isinstance(value, Mapping):
+        return {}
+    return {name: float(number) for name, number in value.items() if isinstance(number, int | float) and math.isfinite(number)}

@@ -1,0 +1,106 @@
+"""What every vector index is, and the one way in which scores are computed and ranked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Hit", "Metadata", "StoredItem", "VectorIndex", "cosine_scores", "ranked"]
+
+#: Flat facts about an item that come back with a hit: path, label, ...
+Metadata = Mapping[str, str | int | float | bool | None]
+
+
+@dataclass(frozen=True)
+class StoredItem:
+    """One vector of a gallery.
+
+    Attributes:
+        item_id: unique among the vectors of one model.
+        vector: ``(d,)`` float32, unit norm.
+        metadata: flat JSON values.
+    """
+
+    item_id: str
+    vector: npt.NDArray[np.float32]
+    metadata: Metadata = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An item that a search found; ``score`` is the cosine, -1 to 1."""
+
+    item_id: str
+    score: float
+    metadata: Metadata
+
+
+class VectorIndex(Protocol):
+    """Keeps unit-norm vectors, each under the model that made it and an item id.
+
+    The caller (:class:`~samespace.cloud.gallery.gallery.Gallery`) has validated every argument: an index never sees NaN, a
+    vector of another dimension, or a model that was not prepared. What is written is committed when the call returns.
+    """
+
+    def prepare(self, model_id: str, dim: int) -> None:
+        """Make room for a model's vectors; may be repeated.
+
+        Raises:
+            GalleryError: this index cannot hold vectors of that dimension.
+        """
+        ...
+
+    def upsert(self, model_id: str, items: Sequence[StoredItem]) -> None:
+        """Write all items or none; an id that is already there is replaced, and the last of equal ids counts."""
+        ...
+
+    def search(self, model_id: str, queries: npt.NDArray[np.float32], k: int, *, exact: bool = False) -> list[list[Hit]]:
+        """The ``k`` nearest items of ``model_id`` for each of the ``(m, d)`` queries, nearest first, ties by item id.
+
+        Args:
+            exact: compare with every vector, whatever it costs; else the index may approximate.
+        """
+        ...
+
+    def get(self, model_id: str, ids: Sequence[str]) -> dict[str, StoredItem]:
+        """The items that are there, of those asked for."""
+        ...
+
+    def known(self, model_id: str, ids: Sequence[str]) -> set[str]:
+        """Which of the ids are there; cheaper than :meth:`get`."""
+        ...
+
+    def delete(self, model_id: str, ids: Sequence[str]) -> int:
+        """Forget items; how many of them were there."""
+        ...
+
+    def count(self, model_id: str) -> int:
+        """How many items the model has."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the index holds."""
+        ...
+
+
+def cosine_scores(query: npt.NDArray[np.float32], vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Cosines of one ``(d,)`` query with ``(n, d)`` vectors, all unit norm.
+
+    Computed in float64 and rounded to 7 decimals, which is what float32 vectors carry: equal vectors get equal scores wherever
+    they stand in a matrix, so that ties are ties in every index.
+    """
+    return np.round(vectors.astype(np.float64) @ query.astype(np.float64), 7)
+
+
+def ranked(scores: npt.NDArray[np.float64], ids: Sequence[str], k: int) -> list[int]:
+    """Positions of the ``k`` best scores, best first; equal scores in the order of their ids (by code point)."""
+    if k < len(scores):
+        threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
+        candidates = np.flatnonzero(scores >= threshold).tolist()
+    else:
+        candidates = range(len(scores))
+    return sorted(candidates, key=lambda position: (-scores[position], ids[position]))[:k]

@@ -1,0 +1,76 @@
+"""Exact search in memory: the oracle of the other indexes, and enough for tests and small demos."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from samespace.cloud.gallery.indexes.base import Hit, StoredItem, cosine_scores, ranked
+
+__all__ = ["MemoryIndex"]
+
+
+class MemoryIndex:
+    """Compares every query with every vector. Nothing outlives the process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._models: dict[str, dict[str, StoredItem]] = {}
+        self._dims: dict[str, int] = {}
+        #: Built by the first search after a change, so that adding in many small batches stays linear.
+        self._matrices: dict[str, tuple[list[StoredItem], npt.NDArray[np.float32]]] = {}
+
+    def prepare(self, model_id: str, dim: int) -> None:
+        with self._lock:
+            self._models.setdefault(model_id, {})
+            self._dims[model_id] = dim
+
+    def upsert(self, model_id: str, items: Sequence[StoredItem]) -> None:
+        with self._lock:
+            self._models[model_id].update((item.item_id, item) for item in items)
+            self._matrices.pop(model_id, None)
+
+    def search(self, model_id: str, queries: npt.NDArray[np.float32], k: int, *, exact: bool = False) -> list[list[Hit]]:
+        with self._lock:
+            items, matrix = self._matrix(model_id)
+        ids = [item.item_id for item in items]
+        return [self._hits(items, ids, cosine_scores(query, matrix), k) for query in queries]
+
+    def get(self, model_id: str, ids: Sequence[str]) -> dict[str, StoredItem]:
+        with self._lock:
+            items = self._models[model_id]
+            return {item_id: items[item_id] for item_id in ids if item_id in items}
+
+    def known(self, model_id: str, ids: Sequence[str]) -> set[str]:
+        with self._lock:
+            return set(ids) & self._models[model_id].keys()
+
+    def delete(self, model_id: str, ids: Sequence[str]) -> int:
+        with self._lock:
+            items = self._models[model_id]
+            gone = [item_id for item_id in set(ids) if items.pop(item_id, None) is not None]
+            self._matrices.pop(model_id, None)
+            return len(gone)
+
+    def count(self, model_id: str) -> int:
+        return len(self._models[model_id])
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def _matrix(self, model_id: str) -> tuple[list[StoredItem], npt.NDArray[np.float32]]:
+        if model_id not in self._matrices:
+            items = list(self._models[model_id].values())
+            matrix = np.stack([item.vector for item in items]) if items else np.empty((0, self._dims[model_id]), np.float32)
+            self._matrices[model_id] = (items, matrix)
+        return self._matrices[model_id]
+
+    @staticmethod
+    def _hits(items: list[StoredItem], ids: list[str], scores: npt.NDArray[np.float64], k: int) -> list[Hit]:
+        return [
+            Hit(items[position].item_id, float(scores[position]), items[position].metadata)
+            for position in ranked(scores, ids, k)
+        ]

@@ -1,0 +1,176 @@
+"""Connections to one PostgreSQL database, and the tables that a gallery keeps in it."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import psycopg
+from pgvector.psycopg import register_vector
+from psycopg.conninfo import conninfo_to_dict
+
+from samespace.sdk.errors import ConfigError, GalleryError, GalleryUnavailableError
+
+__all__ = ["Connection", "Database"]
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+#: Of the tables below; a database of a newer version is refused.
+_SCHEMA_VERSION = 1
+#: Iterative index scans came with it.
+_OLDEST_PGVECTOR = (0, 8)
+#: Any number: two services that start at once must not both make the tables.
+_SETUP_LOCK = 0x53414D45
+
+_TABLES = """
+CREATE SCHEMA IF NOT EXISTS samespace;
+CREATE TABLE IF NOT EXISTS samespace.meta (key text PRIMARY KEY, value text NOT NULL);
+CREATE TABLE IF NOT EXISTS samespace.spaces (
+    space_id text COLLATE "C" PRIMARY KEY,
+    record jsonb NOT NULL,
+    registered_at timestamptz NOT NULL DEFAULT now());
+CREATE TABLE IF NOT EXISTS samespace.models (
+    model_id text COLLATE "C" PRIMARY KEY,
+    space_id text NOT NULL REFERENCES samespace.spaces,
+    entry jsonb NOT NULL,
+    registered_at timestamptz NOT NULL DEFAULT now());
+CREATE TABLE IF NOT EXISTS samespace.records (
+    number bigserial PRIMARY KEY,
+    query_id text NOT NULL,
+    gallery_model_id text NOT NULL,
+    measured_at text COLLATE "C" NOT NULL,
+    digest text NOT NULL UNIQUE,
+    entry jsonb NOT NULL,
+    registered_at timestamptz NOT NULL DEFAULT now());
+CREATE INDEX IF NOT EXISTS records_pair ON samespace.records (query_id, gallery_model_id);
+CREATE TABLE IF NOT EXISTS samespace.aliases (
+    space_id text NOT NULL REFERENCES samespace.spaces,
+    name text NOT NULL,
+    model_id text NOT NULL REFERENCES samespace.models,
+    PRIMARY KEY (space_id, name));
+CREATE TABLE IF NOT EXISTS samespace.challenges (
+    model_id text NOT NULL REFERENCES samespace.models,
+    name text COLLATE "C" NOT NULL,
+    image bytea NOT NULL,
+    embedding vector NOT NULL,
+    PRIMARY KEY (model_id, name));
+CREATE TABLE IF NOT EXISTS samespace.items (
+    model_id text NOT NULL,
+    item_id text COLLATE "C" NOT NULL,
+    embedding vector NOT NULL,
+    metadata jsonb NOT NULL,
+    stored_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (model_id, item_id));
+"""
+
+
+class Database:
+    """A small pool of connections; safe to share between threads.
+
+    Args:
+        url: ``postgresql://user:password@host:port/database``, or any libpq connection string.
+        connections: how many may be open at once.
+
+    Raises:
+        ConfigError: the URL cannot be understood.
+        GalleryUnavailableError: no server answers there.
+        GalleryError: the server has no pgvector, or the database was written by a newer samespace.
+    """
+
+    def __init__(self, url: str, *, connections: int = 8) -> None:
+        try:
+            parts = conninfo_to_dict(url)
+        except psycopg.ProgrammingError:
+            # Neither the URL nor what psycopg says about it is repeated: there may be a password in it.
+            raise ConfigError("--database: not a PostgreSQL URL; it looks like postgresql://user:password@host/name") from None
+        self._url = url
+        #: For messages: where the database is, without the password.
+        self.place = f"{parts.get('dbname') or 'postgres'} at {parts.get('host') or 'localhost'}"
+        self._free: queue.LifoQueue[Connection | None] = queue.LifoQueue()
+        for _ in range(connections):
+            self._free.put(None)
+        with self._connected(psycopg.connect, self._url, autocommit=True) as connection:
+            self._set_up(connection)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """A connection with a transaction around the block: committed (to disk) when the block ends, rolled back if it raises.
+
+        Raises:
+            GalleryUnavailableError: the server does not answer; nothing was changed, or it is not known.
+            GalleryError: the server refused a statement.
+        """
+        connection = self._free.get()
+        try:
+            if connection is None or connection.closed:
+                connection = self._connect()
+            with connection.transaction():
+                yield connection
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            raise self._unavailable(error) from error
+        except psycopg.Error as error:
+            raise GalleryError(f"database {self.place}: {str(error).strip()}") from error
+        finally:
+            broken = connection is not None and (connection.closed or connection.broken)
+            self._free.put(None if broken else connection)
+
+    def close(self) -> None:
+        """Close the connections that are not in use."""
+        with suppress(queue.Empty):
+            while True:
+                connection = self._free.get_nowait()
+                if connection is not None:
+                    connection.close()
+
+    def _connect(self) -> Connection:
+        # Autocommit, because every use is inside an explicit transaction.
+        connection = psycopg.connect(self._url, autocommit=True)
+        connection.execute("SET search_path TO samespace, public")
+        register_vector(connection)
+        return connection
+
+    def _set_up(self, connection: Connection) -> None:
+        with connection.transaction():
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_SETUP_LOCK,))
+            try:
+                connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+            except psycopg.Error as error:
+                raise GalleryError(
+                    f"database {self.place}: pgvector cannot be enabled ({str(error).strip()}); install the extension "
+                    "'vector' on that server and let its administrator run CREATE EXTENSION vector, or use --data DIR"
+                ) from None
+            (version,) = _row(connection, "SELECT extversion FROM pg_extension WHERE extname = 'vector'")
+            if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST_PGVECTOR:
+                raise GalleryError(f"database {self.place}: pgvector {version} is too old; update it to 0.8 or later")
+            connection.execute(_TABLES)
+            connection.execute(
+                "INSERT INTO samespace.meta VALUES ('schema', %s) ON CONFLICT DO NOTHING", (str(_SCHEMA_VERSION),)
+            )
+            (schema,) = _row(connection, "SELECT value FROM samespace.meta WHERE key = 'schema'")
+            if int(schema) > _SCHEMA_VERSION:
+                raise GalleryError(
+                    f"database {self.place}: its tables have version {schema}, this samespace knows {_SCHEMA_VERSION}; "
+                    "install a newer samespace"
+                )
+
+    @contextmanager
+    def _connected(self, connect: Any, *arguments: Any, **options: Any) -> Iterator[Connection]:
+        try:
+            with connect(*arguments, **options) as connection:
+                yield connection
+        except psycopg.OperationalError as error:
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, error: BaseException) -> GalleryUnavailableError:
+        return GalleryUnavailableError(
+            f"database {self.place}: no answer ({' '.join(str(error).split())}); start that PostgreSQL server, or correct "
+            "--database"
+        )
+
+
+def _row(connection: Connection, statement: Any) -> tuple[Any, ...]:
+    row = connection.execute(statement).fetchone()
+    assert row is not None
+    return row

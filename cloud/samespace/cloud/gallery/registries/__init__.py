@@ -1,0 +1,1 @@
+"""Where a gallery's registry is kept."""

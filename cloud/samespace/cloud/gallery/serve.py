@@ -1,0 +1,151 @@
+"""Running the service: take the port, open the stores, found the space, answer until told to stop, leave nothing behind."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import platformdirs
+
+from samespace.cloud.gallery.evidence import verified_evidence
+from samespace.cloud.gallery.gallery import Gallery
+from samespace.cloud.gallery.membership import Introduction
+from samespace.cloud.gallery.stores import open_stores
+from samespace.sdk.bundle import Bundle
+from samespace.sdk.embedder import Embedder
+from samespace.sdk.errors import ConfigError, MissingExtraError
+from samespace.sdk.gallery.challenges import make_challenges
+from samespace.sdk.gallery.client import proof_of
+from samespace.sdk.signing import TrustStore
+
+__all__ = ["Address", "found_from_bundle", "serve_gallery"]
+
+#: Seconds that open requests get to end when the service is told to stop.
+_GRACE = 10
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where to listen; port 0 takes a free one."""
+
+    host: str = "127.0.0.1"
+    port: int = 8765
+
+
+def found_from_bundle(
+    gallery: Gallery,
+    bundle: Bundle,
+    embedder: Embedder,
+    *,
+    trust: TrustStore | None = None,
+    allow_unsigned: bool = False,
+) -> Introduction:
+    """Found the space of a cloud bundle in a gallery; nothing changes when it is there already.
+
+    Raises:
+        SpaceMismatchError: the bundle's model did not found its space.
+        SignatureError: the bundle's signer is not trusted.
+    """
+    evidence = verified_evidence(proof_of(bundle), trust or TrustStore.default(), allow_unsigned=allow_unsigned)
+    images, embeddings = make_challenges(bundle, embedder)
+    return gallery.found(evidence, images, embeddings)
+
+
+def serve_gallery(
+    address: Address,
+    *,
+    bundle: Path | None,
+    data: Path | None,
+    database: str | None,
+    memory: bool,
+    runtime: str | None,
+    allow_unsigned: bool,
+    ready: Callable[[str, str, list[dict[str, str | int]]], None],
+) -> None:
+    """Serve until SIGINT or SIGTERM; then let open requests end and stop the embedded server.
+
+    Args:
+        ready: called once with URL, place of the store and spaces, when requests are answered.
+
+    Raises:
+        ConfigError: the port is taken, or no sensible place for the store.
+        GalleryError: the store cannot be opened.
+    """
+    try:
+        import uvicorn
+
+        from samespace.cloud.gallery.service import ServiceSettings, create_app
+    except ModuleNotFoundError:
+        raise MissingExtraError("gallery", "serving a gallery") from None
+
+    if data is None and database is None and not memory:
+        data = platformdirs.user_data_path("samespace", appauthor=False) / "gallery"
+    opened = Bundle.open(bundle, allow_unsigned=allow_unsigned) if bundle is not None else None
+    with (
+        _told_to_stop(),
+        _listening(address) as listener,
+        open_stores(data=data, database=database, memory=memory) as stores,
+        Gallery(stores.registry, stores.index) as gallery,
+    ):
+        if opened is not None:
+            with Embedder.open(opened, runtime) as embedder:
+                found_from_bundle(gallery, opened, embedder, allow_unsigned=allow_unsigned)
+
+        class Server(uvicorn.Server):
+            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().startup(sockets)
+                if self.started:
+                    host, port = listener.getsockname()[:2]
+                    spaces: list[dict[str, str | int]] = [
+                        {"space_id": s.space.space_id, "name": s.space.name, "items": s.items} for s in gallery.spaces()
+                    ]
+                    ready(f"http://{f'[{host}]' if ':' in host else host}:{port}", stores.place, spaces)
+
+        app = create_app(gallery, ServiceSettings(allow_unsigned=allow_unsigned))
+        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE)
+        Server(config).run(sockets=[listener])
+
+
+@contextmanager
+def _listening(address: Address) -> Iterator[socket.socket]:
+    """The port first: it is the cheapest thing that can be wrong."""
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(f"--host {address.host}: not an address of this machine ({error.strerror})") from None
+    with listener:
+        # A port that a stopped service left is free again at once; one that is in use is not.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(place)
+            listener.listen(128)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen at {address.host}:{address.port} ({error.strerror}); is another gallery running there? stop it, or "
+                "choose another --port (0 takes a free one)"
+            ) from None
+        yield listener
+
+
+@contextmanager
+def _told_to_stop() -> Iterator[None]:
+    """Ctrl-C and SIGTERM are the ordinary end of a service: they unwind the stack, so that everything gets closed."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(0)
+
+    signals = [signal.SIGINT, signal.SIGTERM] + ([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])
+    before = {number: signal.signal(number, stop) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,69 @@
+"""Opening a gallery's stores: an embedded PostgreSQL, any PostgreSQL, or memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from samespace.cloud.gallery.indexes.base import VectorIndex
+from samespace.cloud.gallery.indexes.memory import MemoryIndex
+from samespace.cloud.gallery.registries.memory import MemoryRegistry
+from samespace.cloud.gallery.registry import Registry
+from samespace.sdk.errors import ConfigError, MissingExtraError
+
+__all__ = ["Stores", "open_stores"]
+
+
+@dataclass(frozen=True)
+class Stores:
+    """A registry and an index that belong together; ``place`` says where they are, for people."""
+
+    registry: Registry
+    index: VectorIndex
+    place: str
+
+
+@contextmanager
+def open_stores(*, data: Path | None = None, database: str | None = None, memory: bool = False) -> Iterator[Stores]:
+    """Exactly one of the three; closed (and the embedded server stopped) at the end of the block.
+
+    Args:
+        data: folder of an embedded PostgreSQL; made if it is not there.
+        database: URL of a PostgreSQL with pgvector.
+        memory: nothing outlives the process.
+
+    Raises:
+        ConfigError: none or several were given, or they cannot be used.
+        GalleryError: the folder is owned by a running process, or the database cannot be used.
+        GalleryUnavailableError: no server answers at the URL.
+    """
+    if (data is not None) + (database is not None) + memory != 1:
+        raise ConfigError("say where the gallery is kept: one of --data DIR, --database URL and --memory")
+    if memory:
+        yield Stores(MemoryRegistry(), MemoryIndex(), "memory (gone when this process ends)")
+    elif database is not None:
+        with _postgres(database, None) as stores:
+            yield stores
+    else:
+        from samespace.cloud.gallery.embedded import EmbeddedPostgres
+
+        assert data is not None
+        with EmbeddedPostgres(data) as server, _postgres(server.url, f"the embedded PostgreSQL in {data}") as stores:
+            yield stores
+
+
+@contextmanager
+def _postgres(url: str, place: str | None) -> Iterator[Stores]:
+    try:
+        from samespace.cloud.gallery.indexes.pgvector import PgVectorIndex
+        from samespace.cloud.gallery.postgres import Database
+        from samespace.cloud.gallery.registries.postgres import PostgresRegistry
+    except ModuleNotFoundError:
+        raise MissingExtraError("gallery", "a gallery in PostgreSQL") from None
+    database = Database(url)
+    try:
+        yield Stores(PostgresRegistry(database), PgVectorIndex(database), place or f"PostgreSQL, {database.place}")
+    finally:
+        database.close()
