@@ -43,8 +43,9 @@ test: lint  ## All checks and tests, at CI size
 	$(BIN)/python -m pytest
 
 bench: setup  ## Run one benchmark: make bench NAME=embedder_overhead
-	@test -n "$(NAME)" || { echo "which one? make bench NAME=..., one of: $$(cd benchmarks && ls *.py | sed 's/\.py//' | tr '\n' ' ')"; exit 2; }
+	@test -n "$(NAME)" || { echo "which one? make bench NAME=..., one of: $$(cd benchmarks && ls *.py | grep -vE '^(machine|tables)' | sed 's/\.py//' | tr '\n' ' ')"; exit 2; }
 	$(BIN)/python benchmarks/$(NAME).py
+	$(BIN)/python benchmarks/tables.py
 
 clean:  ## Remove what the targets made
 	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis

@@ -14,9 +14,9 @@ from __future__ import annotations
 import hashlib
 import json
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from samespace.sdk.preprocess import Preprocess
 
@@ -26,8 +26,12 @@ __all__ = ["CompatibilityRecord", "ModelRecord", "SpaceRecord", "canonical_json"
 def canonical_json(value: Any) -> bytes:
     """UTF-8 JSON with sorted keys, no spaces and no NaN: the same bytes in every process.
 
+    Numbers keep their kind (``1`` is not ``1.0``), and floats are written as Python's ``repr`` writes them: the shortest digits
+    that give the same 64-bit value.
+
     Raises:
-        ValueError: the value holds NaN or an infinity.
+        ValueError: the value holds NaN, an infinity or text that is not Unicode.
+        TypeError: the value holds something that JSON cannot say.
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
@@ -42,6 +46,17 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def _plain_json(value: dict[str, Any]) -> dict[str, Any]:
+    """A copy of its own, of plain JSON types only: what is hashed is what a reader of the record gets."""
+    try:
+        return json.loads(canonical_json(value))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"must be plain JSON, with finite numbers ({error})") from None
+
+
+_PlainJson = Annotated[dict[str, Any], AfterValidator(_plain_json)]
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -52,7 +67,7 @@ class ModelRecord(_Record):
     name: str = Field(description="for people; two models may share it")
     role: Literal["cloud", "edge"]
     family: str = Field(description="entry point of the group samespace.models")
-    arguments: dict[str, Any] = Field(description="keyword arguments of the family's builder, dim and image_size included")
+    arguments: _PlainJson = Field(description="keyword arguments of the family's builder, dim and image_size included")
     dim: int = Field(ge=2, le=65536, description="dimension of the embedding")
     normalisation: Literal["l2"] = "l2"
     preprocess: Preprocess
@@ -83,9 +98,9 @@ class SpaceRecord(_Record):
 class CompatibilityRecord(_Record):
     """Measured, dated proof that queries of one model or artifact may search a gallery of another."""
 
-    query_id: str = Field(description="model id, or artifact id (SHA-256)")
+    query_id: str = Field(pattern="^(m-[0-9a-f]{32}|[0-9a-f]{64})$", description="model id, or artifact id (SHA-256)")
     gallery_model_id: str = Field(pattern="^m-[0-9a-f]{32}$")
-    space_id: str
+    space_id: str = Field(pattern="^s-[0-9a-f]{16}-[0-9a-f]{16}$")
     verdict: Literal["pass", "fail", "inconclusive"]
-    report: dict[str, Any] = Field(description="the compatibility report's numbers")
+    report: _PlainJson = Field(description="the compatibility report's numbers")
     measured_at: str = Field(default_factory=utc_now, description="ISO 8601, UTC")
