@@ -41,7 +41,8 @@ def main() -> None:
     with step("2/6 Export them to ONNX, TFLite and Core ML: signed bundles, verified against the torch models"):
         if not (output / "config" / "keys" / "default.pem").exists():
             samespace("keys", "new", "default")
-        samespace("export", run, "-o", bundles)
+        if not is_exported(run, bundles):
+            samespace("export", run, "-o", bundles)
     with step("3/6 Check the bundles as a user's CI would"):
         verdicts = {
             name: samespace("check", bundles / f"{name}.samespace", "--json", output / f"check-{name}.json", allowed=(0, 1, 3))
@@ -80,6 +81,12 @@ def samespace(*arguments: object, allowed: tuple[int, ...] = (0,)) -> int:
             f"samespace {words[0]} ended with exit code {code}; mend what it says above and run the demo again: it resumes"
         )
     return code
+
+
+def is_exported(run: Path, bundles: Path) -> bool:
+    """Whether an earlier try got as far as exporting this very run."""
+    made = list(bundles.glob("*.samespace/manifest.json"))
+    return bool(made) and min(path.stat().st_mtime for path in made) > (run / "matrices.json").stat().st_mtime
 
 
 @contextmanager

@@ -81,7 +81,7 @@ class Demo:
 
     def search(self, url: str) -> list[SheetRow]:
         """Ask the gallery service with the exported phone model; rank the same gallery for the control."""
-        by_id = {str(self._file(index)): index for index in self.split.test_gallery}
+        by_path = {str(self._file(index)): index for index in self.split.test_gallery}
         control = self._torch(CONTROL, self._drawn)
         ranking = np.argsort(-(control @ self.cloud_gallery.T), axis=1, kind="stable")[:, :_SHEET_HITS]
         rows = []
@@ -89,7 +89,7 @@ class Demo:
         with Embedder.open(bundle, artifact=SHEET_ARTIFACT) as embedder, GalleryClient(url, embedder) as client:
             client.handshake()
             for query, control_hits in zip(self._drawn, ranking, strict=True):
-                found = [by_id[hit.id] for hit in client.search(self.images.encoded(query), k=_SHEET_HITS)]
+                found = [by_path[str(hit.metadata["path"])] for hit in client.search(self.images.encoded(query), k=_SHEET_HITS)]
                 picked = [self.split.test_gallery[hit] for hit in control_hits]
                 rows.append(SheetRow(self._picture(query), self._hits(query, found), self._hits(query, picked)))
         return rows

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 __all__ = ["Hit", "SheetRow", "contact_sheet", "png_bytes", "training_curves"]
 
-_CELL, _GAP, _FRAME, _HEAD = 64, 10, 3, 30
+_CELL, _GAP, _FRAME, _HEAD = 64, 12, 4, 34
 _RIGHT, _WRONG, _INK, _SOFT = (26, 127, 55), (214, 214, 214), (30, 30, 30), (110, 110, 110)
 
 
@@ -42,12 +42,12 @@ def contact_sheet(rows: Sequence[SheetRow], columns: int = 2) -> Image.Image:
     lines = -(-len(rows) // columns)
     sheet = Image.new("RGB", (block * columns + _GAP, _HEAD + lines * step + _GAP), "white")
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=14)
+    font = ImageFont.load_default(size=18)
     for column in range(columns):
         left = column * block + _GAP
         for x, text in (
             (left, "query"),
-            (left + step + 2 * _GAP, "phone model -> cloud gallery"),
+            (left + step + 2 * _GAP, "exported phone model"),
             (left + step * (1 + hits) + 4 * _GAP, "independent control"),
         ):
             draw.text((x, 8), text, fill=_SOFT if x == left else _INK, font=font)
@@ -70,17 +70,17 @@ def training_curves(log: Path) -> bytes:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    series: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    series: dict[str, dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
     for line in log.read_text().splitlines():
         entry = json.loads(line)
-        for name, value in entry.get("losses", {}).items():
-            series[name].append((entry["step"], value))
-    tiers = sorted({name.split("/")[0] for name in series})
-    figure, axes = pyplot.subplots(1, len(tiers), figsize=(3.2 * len(tiers), 2.9), squeeze=False, layout="constrained")
-    for axis, tier in zip(axes[0], tiers, strict=True):
-        for name in sorted(series):
-            if name.split("/")[0] == tier:
-                axis.plot(*zip(*series[name], strict=True), label=name.split("/", 1)[-1].replace("_", " "), linewidth=1.2)
+        for tier, terms in entry.get("losses", {}).items():
+            for term, value in terms.items():
+                series[tier][term].append((entry["step"], value))
+    figure, axes = pyplot.subplots(1, len(series), figsize=(3.2 * len(series), 2.9), squeeze=False, layout="constrained")
+    for axis, (tier, terms) in zip(axes[0], series.items(), strict=True):
+        for term, points in terms.items():
+            steps, values = zip(*points, strict=True)
+            axis.plot(steps, values, label=term.replace("_", " "), linewidth=1.2)
         axis.set(title=tier, xlabel="step", yscale="log")
         axis.legend(fontsize=7, frameon=False)
         axis.spines[["top", "right"]].set_visible(False)

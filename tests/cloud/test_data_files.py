@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import sys
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
 from samespace.cloud.data import DataConfig, FolderConfig, ImageSet, ManifestConfig, cached_tensors, make_split, open_dataset
-from samespace.sdk.errors import DataError, MissingExtraError
+from samespace.sdk.errors import ConfigError, DataError, MissingExtraError
 from samespace.sdk.preprocess import Preprocess
 
 
@@ -474,8 +475,23 @@ def test_a_table_that_cannot_be_read_is_named(table: Path) -> None:
 
 def test_parquet_without_pyarrow_names_the_extra(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table.with_suffix(".parquet").write_bytes(b"")
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtraError, match=r"samespace\[train\]"):
+        opened_table(table.with_suffix(".parquet"))
+
+
+def test_a_pyarrow_that_does_not_fit_is_told_from_a_missing_one(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "pyarrow.py").write_text("raise ImportError('requires another NumPy')")
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    for name in [name for name in sys.modules if name.split(".")[0] == "pyarrow"]:
+        monkeypatch.delitem(sys.modules, name)
+    table.with_suffix(".parquet").write_bytes(b"")
+    with pytest.raises(
+        ConfigError, match=r"pyarrow cannot be imported \(requires another NumPy\); install a version that fits"
+    ):
         opened_table(table.with_suffix(".parquet"))
 
 

@@ -22,7 +22,7 @@ from samespace.sdk.errors import ConfigError
 
 Make = Callable[..., dict[str, Any]]
 
-#: ``samespace train``, in a process that sends itself a signal: after the log line of one step, or just before the n-th checkpoint
+#: ``samespace train`` in a process that sends itself a signal: after the log line of one step, or before the n-th checkpoint
 #: takes its name (its bytes are on disk, the rename is not done).
 CHILD = """
 import os, signal, sys

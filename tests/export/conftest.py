@@ -106,9 +106,7 @@ def trust(tmp_path_factory: pytest.TempPathFactory) -> tuple[SigningKey, TrustSt
 
 
 @pytest.fixture(scope="session")
-def exported(
-    run: Run, trust: tuple[SigningKey, TrustStore], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Exported]:
+def exported(run: Run, trust: tuple[SigningKey, TrustStore], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
     """Every model of the run in every format; minutes of work."""
     folder = tmp_path_factory.mktemp("bundles")
     models = run.choose(())

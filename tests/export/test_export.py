@@ -22,7 +22,8 @@ from samespace.sdk.probes import ProbeSet
 from samespace.sdk.runtimes import RUNTIMES, LoadedArtifact, RuntimeOptions, available, open_runtime, runtimes_for
 from samespace.sdk.signing import SigningKey, TrustStore
 
-pytestmark = pytest.mark.export
+# The first test waits for the conversions of all families.
+pytestmark = [pytest.mark.export, pytest.mark.timeout(900)]
 
 NAMES = ("cloud", "residual", "inverted", "mixer", "photo")
 ARTIFACTS = {"onnx-fp32": 0.99999, "tflite-fp32": 0.99999, "coreml-fp16": 0.999}
@@ -158,7 +159,9 @@ def sabotage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return lambda name: monkeypatch.setitem(EXPORTERS, "onnx", f"sabotaged_exporters:{name}")
 
 
-def test_a_conversion_that_exchanges_channels_is_refused_and_nothing_is_written(sabotage: Any, run: Run, tmp_path: Path) -> None:
+def test_a_conversion_that_exchanges_channels_is_refused_and_nothing_is_written(
+    sabotage: Any, run: Run, tmp_path: Path
+) -> None:
     sabotage("Bgr")
     out = tmp_path / "out"
     with pytest.raises(ExportError) as caught:
@@ -224,12 +227,16 @@ def test_graphs_that_a_cosine_alone_would_pass_are_refused(graph_class: type[Dev
         verify(LoadedArtifact(entry, conversion.files, record.preprocess.size, record.dim), tensors, reference, "mixer")
 
 
-def test_an_artifact_that_does_not_run_is_refused(exported: dict[str, Exported], run: Run, trust: tuple[SigningKey, TrustStore]) -> None:
+def test_an_artifact_that_does_not_run_is_refused(
+    exported: dict[str, Exported], run: Run, trust: tuple[SigningKey, TrustStore]
+) -> None:
     bundle = Bundle.open(exported["mixer"].path, trust=trust[1])
     probes = ProbeSet.from_bundle(bundle)
     for artifact in bundle.artifacts:
         loaded = bundle.artifact(artifact.name)
-        broken = LoadedArtifact(loaded.spec, {name: data[: len(data) // 2] for name, data in loaded.files.items()}, loaded.size, loaded.dim)
+        broken = LoadedArtifact(
+            loaded.spec, {name: data[: len(data) // 2] for name, data in loaded.files.items()}, loaded.size, loaded.dim
+        )
         with pytest.raises(ExportError, match="does not run"):
             verify(broken, probes.golden, probes.reference)
 

@@ -62,7 +62,11 @@ def test_models_are_rebuilt_with_their_weights(good: Path) -> None:
         (lambda p: (p / "models" / "mixer.safetensors").unlink(), ConfigError, r"mixer\.safetensors: is missing"),
         (lambda p: _cut(p / "models" / "mixer.safetensors"), IntegrityError, r"mixer\.safetensors: cut off or changed"),
         (lambda p: shutil.rmtree(p / "probes" / "images"), ConfigError, "holds no probe image"),
-        (lambda p: (p / "probes" / "probes.json").write_text('{"labels": ["a"]}'), ConfigError, r"probes\.json: expected .* 64 labels"),
+        (
+            lambda p: (p / "probes" / "probes.json").write_text('{"labels": ["a"]}'),
+            ConfigError,
+            r"probes\.json: expected .* 64 labels",
+        ),
         (lambda p: _cut(p / "probes" / "gallery.safetensors"), ConfigError, "no tensor 'embeddings'"),
         (lambda p: (p / "matrices.json").unlink(), ConfigError, r"matrices\.json: is missing"),
         (lambda p: (p / "recipe.toml").write_text("[models"), ConfigError, r"recipe\.toml: broken TOML"),

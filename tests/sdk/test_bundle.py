@@ -9,11 +9,12 @@ import stat
 import subprocess
 import sys
 import tracemalloc
+import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from samespace.sdk import bundle as bundle_module
 from samespace.sdk.bundle import Bundle, Seal, artifact_id, verify_seal, write_bundle
 from samespace.sdk.errors import BundleError, ConfigError, FormatVersionError, IntegrityError, SignatureError
 from samespace.sdk.identity import ModelRecord, SpaceRecord, canonical_json, digest
-from samespace.sdk.manifest import MAX_BYTES, Artifact, Manifest, TensorSpec
+from samespace.sdk.manifest import MAX_BYTES, Artifact, Manifest, TensorSpec, is_plain_path
 from samespace.sdk.preprocess import Preprocess
 from samespace.sdk.signing import SigningKey, TrustStore
 
@@ -475,6 +476,19 @@ ESCAPES = [
     "-rf",
     "a" * 256,
 ]
+
+
+@settings(max_examples=300)
+@given(path=st.text(alphabet="ab./\\\\:~-_ +\0", max_size=8) | st.text(max_size=8))
+def test_a_plain_path_names_one_place_below_the_folder_on_every_system(path: str) -> None:
+    if is_plain_path(path):
+        for kind in (PurePosixPath, PureWindowsPath):
+            parts = kind(path).parts
+            assert "/".join(parts) == path
+            assert not {"", ".", ".."} & set(parts)
+            assert not kind(path).is_absolute()
+            assert not kind(path).drive
+        assert unicodedata.normalize("NFD", path) == unicodedata.normalize("NFC", path) == path
 
 
 @pytest.mark.parametrize("path", ESCAPES, ids=repr)

@@ -101,6 +101,7 @@ def test_many_values_are_resampled_in_parts(monkeypatch):
 
 def test_estimates_read_as_percent():
     assert str(Estimate(0.44, 0.419, 0.461, 1998)) == "44.0 [41.9, 46.1] (n=1998)"
+    assert Estimate(-1e-9, -0.01, 0.0, 5).text() == "0.0 [-1.0, 0.0]"
     assert Estimate(0.99999, 0.9999, 1.0, 5).text(scale=1, digits=4) == "1.0000 [0.9999, 1.0000]"
 
 

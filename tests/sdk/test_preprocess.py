@@ -230,7 +230,6 @@ def test_premultiplied_alpha() -> None:
 def test_palette_with_a_transparent_colour(kind: str) -> None:
     spec = Preprocess(size=32, fit="stretch", background=(1, 2, 3))
     indices = np.arange(32 * 32, dtype=np.uint8).reshape(32, 32) % 3
-    image = Image.fromarray(indices).convert("L")
     image = Image.frombytes("P", (32, 32), indices.tobytes())
     image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
     options = {"lossless": True} if kind == "WEBP" else {}

@@ -82,7 +82,10 @@ def export_run(
         prepared.append((probes, entries, agreements))
     exported = []
     for model, target, (probes, entries, agreements) in zip(models, targets, prepared, strict=True):
-        evidence = [*run.matrices, *({"kind": "export", "model": model.name, **agreement.to_json()} for agreement in agreements)]
+        evidence = [
+            *run.matrices,
+            *({"kind": "export", "model": model.name, **agreement.to_json()} for agreement in agreements),
+        ]
         manifest = write_bundle(
             target,
             model=model.record,
@@ -108,10 +111,11 @@ def parse_artifacts(names: Sequence[str]) -> tuple[tuple[str, Precision], ...]:
     for name in names:
         format, _, wanted = name.partition("-")
         precisions = exporter_class(format).precisions
-        precision = next((known for known in precisions if known == (wanted or precisions[0])), None)
-        if precision is None:
-            raise ConfigError(f"{format} is not exported as {wanted!r}; there is: {', '.join(f'{format}-{p}' for p in precisions)}")
-        chosen.append((format, precision))
+        fitting: list[tuple[str, Precision]] = [(format, known) for known in precisions if known == (wanted or precisions[0])]
+        if not fitting:
+            there = ", ".join(f"{format}-{known}" for known in precisions)
+            raise ConfigError(f"{format} is not exported as {wanted!r}; there is: {there}")
+        chosen += fitting
     return tuple(dict.fromkeys(chosen))
 
 

@@ -25,18 +25,28 @@ def export(
     run: Annotated[Path, typer.Argument(help="Run directory that 'samespace train' wrote.", show_default=False)],
     output: Annotated[
         Path,
-        typer.Option("-o", "--output", help="Bundle to write (NAME.samespace, or .zip); a folder for several.", show_default=False),
+        typer.Option(
+            "-o", "--output", help="Bundle to write (NAME.samespace, or .zip); a folder for several.", show_default=False
+        ),
     ],
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", help="Model of the run; repeat for several. Default: all but the controls.", show_default=False),
+        typer.Option(
+            "--model", help="Model of the run; repeat for several. Default: all but the controls.", show_default=False
+        ),
     ] = None,
     artifact: Annotated[
         list[str] | None,
-        typer.Option("--artifact", help="Format, or format-precision; repeat. Default: onnx, tflite and coreml.", show_default=False),
+        typer.Option(
+            "--artifact", help="Format, or format-precision; repeat. Default: onnx, tflite and coreml.", show_default=False
+        ),
     ] = None,
-    key: Annotated[Path | None, typer.Option(help="Private key to sign with.", show_default="this machine's default key")] = None,
-    unsigned: Annotated[bool, typer.Option("--unsigned", help="Write unsigned bundles, which open with --allow-unsigned only.")] = False,
+    key: Annotated[
+        Path | None, typer.Option(help="Private key to sign with.", show_default="this machine's default key")
+    ] = None,
+    unsigned: Annotated[
+        bool, typer.Option("--unsigned", help="Write unsigned bundles, which open with --allow-unsigned only.")
+    ] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Converters at once; each needs about 1 GiB of memory.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
@@ -71,7 +81,9 @@ def _signer(key: Path | None, unsigned: bool) -> SigningKey | None:
             raise ConfigError("--unsigned and --key exclude each other; leave one of them out")
         return None
     if key is None and not key_path().is_file():
-        raise ConfigError("no key to sign with; make one with 'samespace keys new default', name one with --key, or pass --unsigned")
+        raise ConfigError(
+            "no key to sign with: make one with 'samespace keys new default', name one with --key, or pass --unsigned"
+        )
     return SigningKey.load(key)
 
 
@@ -83,7 +95,7 @@ def _targets(run: Run, models: Sequence[RunModel], output: Path) -> list[Path]:
     if output.suffix in (".samespace", ".zip") or output.is_file():
         names = ", ".join(model.name for model in models)
         raise ConfigError(
-            f"{output}: {run.path} has {len(models)} models to export ({names}); name one with --model, or give a folder for all"
+            f"{output}: {run.path} has {len(models)} models to export ({names}); name one with --model, or give a folder"
         )
     return [output / f"{model.name}.samespace" for model in models]
 

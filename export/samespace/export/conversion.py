@@ -1,8 +1,8 @@
 """Running the converters: each format in a process of its own, side by side, and quiet.
 
-Converters take seconds to import, print on both streams, and some crash hard. In a child process they cannot disturb the parent's
-output, their chatter is kept for the error message, and a crash is an :class:`~samespace.sdk.errors.ExportError`. One child
-converts all models to one format, so that it imports its converter once.
+Converters take seconds to import, print on both streams, and some crash hard. In a child process they cannot disturb the
+parent's output, their chatter is kept for the error message, and a crash is an :class:`~samespace.sdk.errors.ExportError`. One
+child converts all models to one format, so that it imports its converter once.
 """
 
 from __future__ import annotations

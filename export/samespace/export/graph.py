@@ -36,7 +36,9 @@ class DeviceGraph(nn.Module):
         self.norm = L2Norm()
         self.preprocess = preprocess
         self.layout: Layout = layout
-        mean, std = (torch.tensor(values, dtype=torch.float64).reshape(1, 3, 1, 1) for values in (preprocess.mean, preprocess.std))
+        mean, std = (
+            torch.tensor(values, dtype=torch.float64).reshape(1, 3, 1, 1) for values in (preprocess.mean, preprocess.std)
+        )
         self.register_buffer("scale", (1 / (255 * std)).float())
         self.register_buffer("shift", (-mean / std).float())
         self.eval().requires_grad_(False)

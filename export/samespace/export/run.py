@@ -1,11 +1,11 @@
 """Reading a run directory: what ``samespace train`` leaves for the export.
 
-    models/NAME.json, models/NAME.safetensors   each model's record and float weights
-    space.json                                  the space's record
-    recipe.toml                                 read for the models that are controls (compatible = false)
-    probes/images/*, probes/probes.json         encoded images of unseen classes, and their labels
-    probes/gallery.safetensors, gallery.json    a sample of the cloud model's gallery, and its labels
-    matrices.json                               measured retrieval between the models
+models/NAME.json, models/NAME.safetensors   each model's record and float weights
+space.json                                  the space's record
+recipe.toml                                 read for the models that are controls (compatible = false)
+probes/images/*, probes/probes.json         encoded images of unseen classes, and their labels
+probes/gallery.safetensors, gallery.json    a sample of the cloud model's gallery, and its labels
+matrices.json                               measured retrieval between the models
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ def read_run(path: Path) -> Run:
     except ValidationError as error:
         raise ConfigError(f"{path / 'space.json'}: no space record: {_first(error)}") from None
     if space.founder_model_id not in [model.record.model_id for model in models.values()]:
-        raise ConfigError(f"{path / 'space.json'}: its founder {space.founder_model_id} is none of the run's models; train again")
+        raise ConfigError(
+            f"{path / 'space.json'}: its founder {space.founder_model_id} is none of the run's models; train again"
+        )
     images = tuple(file.read_bytes() for file in sorted((path / "probes" / "images").glob("*")) if file.is_file())
     if not images:
         raise ConfigError(f"{path / 'probes' / 'images'}: holds no probe image; train again to the end")
@@ -133,7 +135,9 @@ def load_model(record: ModelRecord, weights: bytes, name: str = "") -> nn.Module
     """
     name = name or record.name
     if digest(weights) != record.weights_sha256:
-        raise IntegrityError(f"the weights of model {name!r} are cut off or changed (another SHA-256 than its record's); train again")
+        raise IntegrityError(
+            f"the weights of model {name!r} are cut off or changed (another SHA-256 than its record's); train again"
+        )
     try:
         model = build_model(record.family, record.arguments, weights_follow=True)
         model.load_state_dict(safetensors.torch.load(weights), strict=True)

@@ -49,7 +49,13 @@ class TorchRuntime(Runtime):
 
 
 def embed(
-    model: nn.Module, record: ModelRecord, tensors: npt.NDArray[np.generic], *, mean_std: bool = True, l2: bool = True, batch: int = 64
+    model: nn.Module,
+    record: ModelRecord,
+    tensors: npt.NDArray[np.generic],
+    *,
+    mean_std: bool = True,
+    l2: bool = True,
+    batch: int = 64,
 ) -> npt.NDArray[np.float32]:
     """Embed preprocessed images by the definition: ``normalise(model((x / 255 - mean) / std))``.
 

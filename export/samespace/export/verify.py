@@ -54,7 +54,11 @@ class Agreement:
 
 
 def verify(
-    artifact: LoadedArtifact, tensors: npt.NDArray[np.uint8], reference: npt.NDArray[np.float32], name: str = "", threads: int = 0
+    artifact: LoadedArtifact,
+    tensors: npt.NDArray[np.uint8],
+    reference: npt.NDArray[np.float32],
+    name: str = "",
+    threads: int = 0,
 ) -> Agreement:
     """Run an artifact and compare.
 
@@ -66,8 +70,8 @@ def verify(
         threads: of the runtime.
 
     Raises:
-        ExportError: the artifact does not run, is not unit-norm, differs too much from the reference, or gives an image in a batch
-            another embedding than alone; names the artifact, the measured value, the limit and the worst probe.
+        ExportError: the artifact does not run, is not unit-norm, differs too much from the reference, or gives an image in a
+            batch another embedding than alone; names the artifact, the measured value, the limit and the worst probe.
     """
     what = f"{name} {artifact.spec.name}".strip()
     limit = Gate.default(artifact.spec.precision).worst_cosine
@@ -77,29 +81,22 @@ def verify(
             version = f"{runtime.name} ({runtime.version()})"
         batch_error = _batch_error(artifact, tensors, rows, threads)
     except SamespaceError as error:
-        raise ExportError(f"{what}: the converted artifact does not run: {error}. Nothing was written") from error
+        raise _refused(what, f"the converted artifact does not run: {error}") from error
     norms = np.linalg.norm(rows.astype(np.float64), axis=1)
     # Written so that NaN counts as wrong.
-    off = ~(np.abs(norms - 1) <= NORM_TOLERANCE)
-    if off.any():
-        probe = int(np.flatnonzero(off)[0])
-        raise ExportError(
-            f"{what}: the embedding of probe image {probe} has norm {norms[probe]:.4g}, not 1 (tolerance {NORM_TOLERANCE}): the L2 norm "
-            "is missing in the graph, or it overflows. Nothing was written"
-        )
+    off = np.flatnonzero(~(np.abs(norms - 1) <= NORM_TOLERANCE))
+    if len(off):
+        measured = f"the embedding of probe image {off[0]} has norm {norms[off[0]]:.4g}, not 1 (tolerance {NORM_TOLERANCE})"
+        raise _refused(what, f"{measured}: the L2 norm is missing in the graph, or it overflows")
     cosines = cosine(rows, reference)
     worst, probe = worst_percentile(cosines, 1.0), int(cosines.argmin())
     if worst < limit:
-        raise ExportError(
-            f"{what}: worst-1 % cosine to the torch model is {worst:.6f}, below the limit {limit} for {artifact.spec.precision} "
-            f"(n={len(cosines)}, worst is probe image {probe} with {cosines[probe]:.6f}): the conversion changed the model. Nothing was "
-            "written"
-        )
+        measured = f"worst-1 % cosine to the torch model is {worst:.6f}, below the limit {limit} for {artifact.spec.precision}"
+        where = f"n={len(cosines)}, worst is probe image {probe} with {cosines[probe]:.6f}"
+        raise _refused(what, f"{measured} ({where}): the conversion changed the model")
     if batch_error is not None and not batch_error <= _BATCH_TOLERANCE:
-        raise ExportError(
-            f"{what}: an image in a batch gets another embedding than alone (difference {batch_error:.2g}, limit {_BATCH_TOLERANCE}): the "
-            "conversion mixes up the batch. Nothing was written"
-        )
+        measured = f"difference {batch_error:.2g}, limit {_BATCH_TOLERANCE}"
+        raise _refused(what, f"an image in a batch gets another embedding than alone ({measured}): the batch is mixed up")
     return Agreement(
         artifact=artifact.spec.name,
         runtime=version,
@@ -112,6 +109,10 @@ def verify(
         batch_error=batch_error,
         bytes=sum(len(data) for data in artifact.files.values()),
     )
+
+
+def _refused(what: str, why: str) -> ExportError:
+    return ExportError(f"{what}: {why}. Nothing was written")
 
 
 def _batch_error(

@@ -1,6 +1,7 @@
 """The child process of :mod:`samespace.export.conversion`: ``python -m samespace.export.worker JOB_FOLDER...``.
 
-Prints one line of JSON after each job, ``{}`` or ``{"error": TEXT, "expected": whether the text says it all}``. All that a converter prints goes to standard error.
+Prints one line of JSON after each job: ``{}``, or ``{"error": TEXT, "expected": whether the text says it all}``. What a
+converter prints goes to standard error.
 """
 
 from __future__ import annotations

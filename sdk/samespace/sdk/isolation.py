@@ -102,10 +102,6 @@ class IsolatedRuntime(Runtime):
         self._finalizer = weakref.finalize(self, self._child.kill)
         self._exchange(lambda: self._open(RUNTIMES[name]), self._limits.open_seconds, "opening it")
 
-    @classmethod
-    def unavailable(cls) -> str | None:
-        return None
-
     def _infer(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         return self._exchange(lambda: self._run(images), self._limits.run_seconds, f"a batch of {len(images)}")
 
@@ -159,9 +155,15 @@ class IsolatedRuntime(Runtime):
             except TimeoutError:
                 self.close()
                 raise RuntimeFailure(
-                    f"{path}: no answer from its child process within {seconds:g} s on {what}; raise the limit if it may take longer"
+                    f"{path}: no answer from its child process within {seconds:g} s on {what}; raise its limit if need be"
                 ) from None
-            except (OSError, EOFError, ValueError):
+            except ValueError as error:
+                self.close()
+                raise RuntimeFailure(
+                    f"{path}: its child process answered {what} with something that is no embedding ({error}); the artifact is"
+                    " broken or hostile: get the bundle from a signer you trust"
+                ) from None
+            except (OSError, EOFError):
                 end = self._child.describe_end()
                 self.close()
                 raise RuntimeFailure(
@@ -251,7 +253,7 @@ class _Child:
         try:
             code = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
-            return "its answer was not of the protocol"
+            return "it went silent"
         how = f"exit code {code}"
         if code < 0:
             with contextlib.suppress(ValueError):

@@ -165,11 +165,11 @@ class SigningKey:
         pem = self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         try:
             atomic_write(path, pem, mode=0o600, overwrite=False)
-        except FileExistsError:
-            raise ConfigError(
-                f"{path}: a key is already there and is not overwritten; choose another name or move it away"
-            ) from None
         except OSError as error:
+            if os.path.lexists(path):
+                raise ConfigError(
+                    f"{path}: a key is already there and is not overwritten; choose another name or move it away"
+                ) from None
             raise _not_written(path, error) from None
 
     def sign(self, data: bytes) -> bytes:

@@ -1,8 +1,13 @@
 """Fixtures that the tests of the gallery share."""
 
 import io
+import json
 import secrets
-from collections.abc import Iterator, Sequence
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -172,11 +177,36 @@ def gallery_world(tmp_path_factory: pytest.TempPathFactory) -> GalleryWorld:
     return GalleryWorld(tmp_path_factory.mktemp("gallery-world"))
 
 
+@pytest.fixture
+def data_folder() -> Iterator[Path]:
+    """A folder for a server that may run as another user: pytest's own folders are for this user only."""
+    with tempfile.TemporaryDirectory(prefix="samespace-test-") as folder:
+        yield Path(folder) / "data"
+
+
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_template() -> Iterator[Path]:
+    """A database folder as it is after the first start and stop; making one takes seconds, copying it does not."""
+    with tempfile.TemporaryDirectory(prefix="samespace-test-") as folder:
+        with EmbeddedPostgres(Path(folder) / "data"):
+            pass
+        yield Path(folder) / "data"
+
+
+@pytest.fixture
+def used_folder(data_folder: Path, postgres_template: Path) -> Path:
+    """A folder that an embedded server has used before."""
+    subprocess.run(["cp", "-a", str(postgres_template), str(data_folder)], check=True)
+    return data_folder
+
+
+@pytest.fixture(scope="session")
+def postgres_server(postgres_template: Path) -> Iterator[str]:
     """URL of one embedded PostgreSQL for all tests."""
-    with EmbeddedPostgres(tmp_path_factory.mktemp("postgres")) as server:
-        yield server.url
+    with tempfile.TemporaryDirectory(prefix="samespace-test-") as folder:
+        subprocess.run(["cp", "-a", str(postgres_template), f"{folder}/data"], check=True)
+        with EmbeddedPostgres(Path(folder) / "data") as server:
+            yield server.url
 
 
 @pytest.fixture
@@ -205,3 +235,41 @@ def founded_gallery(gallery_stores: Stores, gallery_world: GalleryWorld) -> Iter
     """A gallery that holds the world's space, with every kind of store."""
     with Gallery(gallery_stores.registry, gallery_stores.index) as gallery:
         yield gallery_world.founded(gallery)
+
+
+class Served:
+    """``samespace gallery serve`` in a process of its own, ready to answer."""
+
+    def __init__(self, *options: str) -> None:
+        command = [sys.executable, "-c", "from samespace.sdk.cli import main; main()", "gallery", "serve", "--json", "--port", "0"]
+        self.process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        line = self.process.stdout.readline()
+        assert line, self.process.stderr.read()
+        self.ready = json.loads(line)
+        self.url = self.ready["url"]
+
+    def stop(self) -> int:
+        """As Ctrl-C or a service manager does; returns the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        self.process.communicate()
+        return self.process.returncode
+
+    def kill(self) -> None:
+        """As a power cut does."""
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Served]]:
+    """``serve("--memory", ...)``; what still runs at the end is stopped."""
+    started: list[Served] = []
+
+    def make(*options: str) -> Served:
+        started.append(Served(*options))
+        return started[-1]
+
+    yield make
+    for served in started:
+        if served.process.poll() is None:
+            served.stop()

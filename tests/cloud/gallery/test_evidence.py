@@ -169,4 +169,6 @@ def test_broken_signed_content_is_a_bundle_error(gallery_world, proof) -> None:
     ):
         with pytest.raises(BundleError, match=message):
             type(evidence)(evidence.manifest, None, files)
-    assert type(evidence)(evidence.manifest, None, {**proof.files, PROOF_FILES[2]: json.dumps({"a": 1}).encode()}).measured == [{"a": 1}]
+    assert type(evidence)(evidence.manifest, None, {**proof.files, PROOF_FILES[2]: json.dumps({"a": 1}).encode()}).measured == [
+        {"a": 1}
+    ]

@@ -60,7 +60,9 @@ def test_a_random_schedule_gives_the_answers_of_the_plain_reference(index: Vecto
         if action == "upsert":
             # Few distinct vectors, so that ties are common; an id may be in a batch twice.
             vectors = units(np.random.default_rng(seed), 12, MODELS[model_id])[generator.integers(0, 12, len(chosen))]
-            items = [StoredItem(name, v, {"step": step, "n": i}) for i, (name, v) in enumerate(zip(chosen, vectors, strict=True))]
+            items = [
+                StoredItem(name, v, {"step": step, "n": i}) for i, (name, v) in enumerate(zip(chosen, vectors, strict=True))
+            ]
             index.upsert(model_id, items)
             plain.items.update({(model_id, item.item_id): item for item in items})
         elif action == "delete":

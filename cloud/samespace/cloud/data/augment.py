@@ -24,17 +24,17 @@ class Augment(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rotate: float = Field(default=6.0, ge=0, le=180, description="degrees, either way")
-    scale: float = Field(default=0.1, ge=0, le=0.9, description="relative")
+    rotate: float = Field(default=10.0, ge=0, le=180, description="degrees, either way")
+    scale: float = Field(default=0.15, ge=0, le=0.9, description="relative")
     aspect: float = Field(default=0.08, ge=0, le=0.9, description="width against height, relative")
-    shift: float = Field(default=0.05, ge=0, le=1, description="of the edge, in each direction")
+    shift: float = Field(default=0.06, ge=0, le=1, description="of the edge, in each direction")
     flip: float = Field(default=0.0, ge=0, le=1, description="probability of a mirror image; not where left and right matter")
     border: Literal["white", "edge", "reflect"] = Field(default="white", description="what comes in from outside the picture")
-    saturation: float = Field(default=0.3, ge=0, le=1, description="relative")
-    grey: float = Field(default=0.1, ge=0, le=1, description="probability of losing all colour")
-    channel: float = Field(default=0.1, ge=0, le=1, description="gain of each channel on its own, relative")
-    brightness: float = Field(default=0.1, ge=0, le=1, description="gain of all channels, relative")
-    contrast: float = Field(default=0.1, ge=0, le=1, description="about middle grey, relative")
+    saturation: float = Field(default=0.5, ge=0, le=1, description="relative")
+    grey: float = Field(default=0.2, ge=0, le=1, description="probability of losing all colour")
+    channel: float = Field(default=0.15, ge=0, le=1, description="gain of each channel on its own, relative")
+    brightness: float = Field(default=0.15, ge=0, le=1, description="gain of all channels, relative")
+    contrast: float = Field(default=0.2, ge=0, le=1, description="about middle grey, relative")
     noise: float = Field(default=0.0, ge=0, le=0.5, description="standard deviation, of the full range")
 
 

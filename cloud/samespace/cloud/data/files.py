@@ -6,6 +6,7 @@ training starts and not an hour later. What was found is remembered by path, siz
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -44,7 +45,8 @@ class FileImages:
 
     def load(self, index: int) -> Image.Image:
         try:
-            image = Image.open(self.paths[index])
+            # From memory: a file with several frames would stay open.
+            image = Image.open(io.BytesIO(self.paths[index].read_bytes()))
             image.load()
         except (OSError, SyntaxError, ValueError) as error:
             raise DataError(

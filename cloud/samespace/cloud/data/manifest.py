@@ -14,7 +14,7 @@ from samespace.cloud.data.config import ManifestConfig
 from samespace.cloud.data.files import FileImages, open_files
 from samespace.cloud.data.images import Item
 from samespace.cloud.data.splits import PARTS, check_parts
-from samespace.sdk.errors import DataError, MissingExtraError
+from samespace.sdk.errors import ConfigError, DataError, MissingExtraError
 
 __all__ = ["open_manifest"]
 
@@ -27,7 +27,7 @@ def open_manifest(
     Raises:
         DataError: no such table, a column is missing, a cell is empty or holds an unknown split, a class is both trained and
             tested, or what ``open_files`` refuses. Rows are counted as a spreadsheet does: the header is row 1.
-        MissingExtraError: Parquet without pyarrow.
+        ConfigError: Parquet without pyarrow, or with one that does not fit the installed NumPy.
     """
     path = config.path.expanduser()
     if not path.is_file():
@@ -56,8 +56,13 @@ def _read_parquet(path: Path) -> Sequence[Mapping[str, str]]:
     try:
         import pyarrow
         import pyarrow.parquet
-    except ImportError:
+    except ModuleNotFoundError:
         raise MissingExtraError("train", f"reading {path}") from None
+    except ImportError as error:
+        # pyarrow does not declare which NumPy it needs, so an installer can bring two that do not fit.
+        raise ConfigError(
+            f"{path}: pyarrow cannot be imported ({error}); install a version that fits, or save as CSV"
+        ) from error
     try:
         schema = pyarrow.parquet.read_schema(path)
         _check_columns(path, schema.names)

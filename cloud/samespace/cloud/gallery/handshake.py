@@ -16,6 +16,8 @@ __all__ = ["HandshakePolicy", "Judgement", "judge_by_record", "judge_same_model"
 
 #: Gate for the cosine to the model's own embedding, where the bundle states none.
 _DEFAULT_GATES = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.95}
+#: A separation may lie so many standard errors below the bar: few pictures say little.
+_SEPARATION_DEVIATIONS = 2.0
 #: A known mistake explains a mean cosine that is this near to its own.
 _NEAR = 0.03
 
@@ -60,7 +62,10 @@ def judge_same_model(
     gate = gates.get(precision, {}).get("worst_cosine", _DEFAULT_GATES[precision])
     bar, worst = 1 - 4 * (1 - gate), float(cosines.min())
     measured = {"worst_cosine": worst, "mean_cosine": float(cosines.mean()), "bar": bar, "pictures": float(len(cosines))}
-    reason = f"the worst of {len(cosines)} cosines to the gallery's own embeddings is {worst:.5f}; a {precision} artifact of this model needs {bar:.5f}"
+    reason = (
+        f"the worst of {len(cosines)} cosines to the gallery's own embeddings is {worst:.5f}; "
+        f"a {precision} artifact of this model needs {bar:.5f}"
+    )
     return Judgement(worst >= bar, reason, measured)
 
 
@@ -73,34 +78,41 @@ def judge_by_record(
     below the record's. The second finds what the first forgives: swapped channels shift all embeddings a little.
     """
     cosines = np.einsum("ij,ij->i", answer.astype(np.float64), expected.astype(np.float64))
-    mean, n, separation = float(cosines.mean()), len(cosines), float(own_separation(answer, expected).mean())
+    separations = own_separation(answer, expected)
+    mean, separation, n = float(cosines.mean()), float(separations.mean()), len(cosines)
     measured = {"mean_cosine": mean, "separation": separation, "pictures": float(n)}
+    if separation + _SEPARATION_DEVIATIONS * float(separations.std()) / math.sqrt(n) < MIN_SEPARATION:
+        reason = (
+            f"the gallery's own embedding of a picture beats only {separation:.0%} of the others, {MIN_SEPARATION:.0%} are "
+            f"needed (mean cosine {mean:.3f})"
+        )
+        return Judgement(False, reason + _cause(mean, n, report), measured)
     claimed = _numbers(report.get("cosine"))
-    if separation < MIN_SEPARATION:
-        reason = f"the gallery's own embedding of a picture beats only {separation:.0%} of the others; {MIN_SEPARATION:.0%} are needed"
-        return Judgement(False, reason + _cause(mean, 0.0, report), measured)
     if not {"mean", "std"} <= claimed.keys():
         return Judgement(True, "separation alone: the record has no cosines", measured)
-    # A standard error of the mean difference: the record's mean is uncertain too.
-    error = claimed["std"] * math.sqrt(1 / n + 1 / max(1.0, _numbers(report).get("n", n)))
-    floor = claimed["mean"] - max(policy.deviations * error, policy.slack)
+    floor = claimed["mean"] - max(policy.deviations * _error(claimed["std"], n, report), policy.slack)
     measured |= {"expected_cosine": claimed["mean"], "bar": floor}
     reason = (
         f"the mean cosine to the gallery's own embeddings of {n} pictures is {mean:.3f}; "
         f"the compatibility record says {claimed['mean']:.3f}, and {floor:.3f} would do"
     )
-    return Judgement(mean >= floor, reason + ("" if mean >= floor else _cause(mean, 2 * error, report)), measured)
+    return Judgement(mean >= floor, reason + ("" if mean >= floor else _cause(mean, n, report)), measured)
 
 
-def _cause(mean: float, tolerance: float, report: Mapping[str, Any]) -> str:
+def _cause(mean: float, n: int, report: Mapping[str, Any]) -> str:
     """The known mistake whose effect comes nearest, if it is near."""
     mistakes = report.get("mistakes")
-    means = {name: _numbers(value).get("mean") for name, value in mistakes.items()} if isinstance(mistakes, dict) else {}
-    distances = {name: abs(mean - value) for name, value in means.items() if value is not None}
+    effects = {name: _numbers(value) for name, value in mistakes.items()} if isinstance(mistakes, Mapping) else {}
+    distances = {name: abs(mean - effect["mean"]) for name, effect in effects.items() if "mean" in effect}
     name = min(distances, key=distances.__getitem__, default=None)
-    if name is None or distances[name] > max(tolerance, _NEAR):
+    if name is None or distances[name] > max(_NEAR, 3 * _error(effects[name].get("std", 0.0), n, report)):
         return "; no known mistake explains it"
-    return f"; that is what the mistake {name!r} would give ({means[name]:.3f})"
+    return f"; that is what the mistake {name!r} would give ({effects[name]['mean']:.3f})"
+
+
+def _error(deviation: float, n: int, report: Mapping[str, Any]) -> float:
+    """Standard error of the difference of two mean cosines: over n pictures here, and over the record's, which is uncertain too."""
+    return deviation * math.sqrt(1 / n + 1 / max(1.0, _numbers(report).get("n", n)))
 
 
 def _numbers(value: object) -> dict[str, float]:

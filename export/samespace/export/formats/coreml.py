@@ -6,7 +6,7 @@ import json
 import tempfile
 import uuid
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from samespace.sdk.errors import MissingExtraError
 from samespace.sdk.manifest import TensorSpec
 
 __all__ = ["CoremlExporter"]
+
+_PROGRAM = "Data/com.apple.CoreML/model.mlmodel"
 
 
 class CoremlExporter:
@@ -33,7 +35,7 @@ class CoremlExporter:
             raise MissingExtraError("export", "exporting to Core ML") from None
         graph = graph.with_layout("nchw")
         example = graph.example(1, torch.float32)
-        model = ct.convert(
+        model: Any = ct.convert(
             torch.jit.trace(graph, example),
             inputs=[ct.ImageType(name="image", shape=tuple(example.shape), color_layout=ct.colorlayout.RGB)],
             outputs=[ct.TensorType(name="embedding", dtype=np.float32)],
@@ -47,13 +49,28 @@ class CoremlExporter:
             model.save(str(package))
             files = {path.relative_to(package).as_posix(): path.read_bytes() for path in package.rglob("*") if path.is_file()}
         files["Manifest.json"] = _with_steady_ids(files["Manifest.json"])
+        files[_PROGRAM] = _with_steady_order(files[_PROGRAM])
         return Conversion(
             files=dict(sorted(files.items())),
             input=TensorSpec(name="image", dtype="image", layout="nhwc", dynamic_batch=False),
             output="embedding",
-            recipe={"exporter": "coremltools jit.trace", "coremltools": ct.__version__, "torch": torch.__version__, "target": "iOS17"},
+            recipe={
+                "exporter": "coremltools jit.trace",
+                "coremltools": ct.__version__,
+                "torch": torch.__version__,
+                "target": "iOS17",
+            },
             min_runtime="iOS17",
         )
+
+
+def _with_steady_order(program: bytes) -> bytes:
+    """The same message with its maps in order of their keys: written as they come, they differ from process to process."""
+    from coremltools.proto import Model_pb2
+
+    message: Any = Model_pb2.Model()
+    message.ParseFromString(program)
+    return message.SerializeToString(deterministic=True)
 
 
 def _with_steady_ids(manifest: bytes) -> bytes:

@@ -34,7 +34,7 @@ class Estimate:
 
     def text(self, scale: float = 100, digits: int = 1) -> str:
         """``44.0 [41.9, 46.1]``: numbers times ``scale``, without n."""
-        value, low, high = (f"{number * scale:.{digits}f}" for number in (self.value, self.low, self.high))
+        value, low, high = (f"{number * scale:z.{digits}f}" for number in (self.value, self.low, self.high))
         return f"{value} [{low}, {high}]"
 
     def __str__(self) -> str:
