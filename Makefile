@@ -40,7 +40,7 @@ lint: setup  ## Formatting, style, types and import layers
 test: lint  ## All checks and tests, at CI size
 	@tools/require.sh npm
 	echo "tests"
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 bench: setup  ## Run one benchmark: make bench NAME=embedder_overhead
 	@test -n "$(NAME)" || { echo "which one? make bench NAME=..., one of: $$(cd benchmarks && ls *.py | grep -vE '^(machine|tables)' | sed 's/\.py//' | tr '\n' ' ')"; exit 2; }

@@ -36,7 +36,7 @@ def main() -> None:
     started = time.monotonic()
 
     run, bundles, photos = output / "run", output / "bundles", output / "photos"
-    with step("1/6 Train a cloud model, two edge models and an independent control, in one loop"):
+    with step("1/6 Train a cloud model, then two edge models in its space, and an independent control"):
         samespace("train", HERE / "recipe.toml", "-o", run)
     with step("2/6 Export them to ONNX, TFLite and Core ML: signed bundles, verified against the torch models"):
         if not (output / "config" / "keys" / "default.pem").exists():

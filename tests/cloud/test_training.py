@@ -138,6 +138,36 @@ def test_probes_are_of_unseen_classes_and_not_in_the_gallery(joint: TrainedRun) 
     assert (own @ gallery.T).max() < 1 - 1e-7  # nobody finds itself
 
 
+def test_photos_become_small_probes_that_keep_their_orientation_and_nothing_else(recipe_content: Make, tmp_path: Path) -> None:
+    from PIL import ExifTags, Image
+
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    exif[ExifTags.Base.Make] = "a camera"
+    generator = np.random.default_rng(0)
+    for label in "abcd":
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for number in range(3):
+            pixels = generator.integers(0, 256, (4, 6, 3), dtype=np.uint8)
+            mode = "CMYK" if number == 1 else "RGB"
+            photo = Image.fromarray(pixels).resize((900, 600), Image.Resampling.BICUBIC).convert(mode)
+            photo.save(tmp_path / "photos" / label / f"{number}.jpg", quality=95, exif=exif)
+    data = {"kind": "folder", "root": str(tmp_path / "photos"), "source_size": 16}
+    run = _train(recipe_content(steps=1, data=data), tmp_path / "run")
+
+    images = sorted((run.path / "probes" / "images").iterdir())
+    originals = [path.read_bytes() for path in sorted((tmp_path / "photos").rglob("*.jpg"))]
+    preprocess = run.records["cloud"].preprocess
+    known = preprocess.batch(originals).astype(int)
+    assert images
+    for path in images:
+        with Image.open(path) as probe:
+            assert max(probe.size) == 384
+            assert dict(probe.getexif()) == {ExifTags.Base.Orientation: 6}
+        # Upright, it is one of the photos: what is scaled twice differs a little, what is turned differs a lot.
+        assert np.abs(known - preprocess(path.read_bytes())).mean(axis=(1, 2, 3)).min() < 2
+
+
 def test_same_seed_same_weights_other_seed_others(joint: TrainedRun, recipe_content: Make, tmp_path: Path) -> None:
     again = _train(recipe_content(), tmp_path / "again")
     other = _train(recipe_content(seed=1), tmp_path / "other")

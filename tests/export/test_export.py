@@ -12,6 +12,7 @@ import torch
 
 from samespace.export import DeviceGraph, Exported, Run, TorchRuntime, export_run, verify
 from samespace.export.bundle import parse_artifacts
+from samespace.export.conversion import Job, convert
 from samespace.export.formats import EXPORTERS, exporter_class
 from samespace.export.formats.base import artifact_of
 from samespace.export.formats.onnx import OnnxExporter
@@ -127,8 +128,10 @@ def test_equal_models_give_equal_artifact_ids(exported: dict[str, Exported], run
 
 SABOTAGE = '''
 """Exporters that go wrong, each in its own way."""
-import os, sys
+import os, sys, threading
+from samespace.export.formats.base import Conversion
 from samespace.export.formats.onnx import OnnxExporter
+from samespace.sdk.manifest import TensorSpec
 from samespace.export.graph import DeviceGraph
 
 class BgrGraph(DeviceGraph):
@@ -144,6 +147,14 @@ class Raises(OnnxExporter):
         print("chatter of the converter")
         raise KeyError("operator nobody knows")
 
+class Quick(OnnxExporter):
+    def convert(self, graph, precision):
+        return Conversion({"": b"x"}, TensorSpec(name="x", dtype="uint8", dynamic_batch=True), "y")
+
+class Blocks(OnnxExporter):
+    def convert(self, graph, precision):
+        threading.Event().wait()
+
 class Crashes(OnnxExporter):
     def convert(self, graph, precision):
         print("last words", flush=True)
@@ -153,10 +164,10 @@ class Crashes(OnnxExporter):
 
 @pytest.fixture
 def sabotage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Put one of the exporters of :data:`SABOTAGE` in the place of the ONNX exporter."""
+    """Put one of the exporters of :data:`SABOTAGE` in the place of a real one."""
     (tmp_path / "sabotaged_exporters.py").write_text(SABOTAGE)
     monkeypatch.syspath_prepend(tmp_path)
-    return lambda name: monkeypatch.setitem(EXPORTERS, "onnx", f"sabotaged_exporters:{name}")
+    return lambda name, format="onnx": monkeypatch.setitem(EXPORTERS, format, f"sabotaged_exporters:{name}")
 
 
 def test_a_conversion_that_exchanges_channels_is_refused_and_nothing_is_written(
@@ -189,6 +200,20 @@ def test_a_failing_converter_is_one_error_with_what_it_said(
         assert part in str(caught.value)
     assert not (tmp_path / "mixer.samespace").exists()
     assert "chatter" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("how", ["Quick", "Raises"])
+def test_neither_ctrl_c_nor_a_failure_waits_for_the_other_converters(how: str, sabotage: Any, run: Run) -> None:
+    """One converter never ends; it is killed as soon as something stops the export beside it."""
+    sabotage(how)
+    sabotage("Blocks", "tflite")
+    jobs = [Job(run.models["mixer"], "tflite", "fp32"), Job(run.models["mixer"], "onnx", "fp32")]
+
+    def interrupted(job: Job) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt if how == "Quick" else ExportError):
+        convert(jobs, 2, interrupted)
 
 
 class _NoNorm(DeviceGraph):

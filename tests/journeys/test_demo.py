@@ -4,27 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from samespace.sdk.evidence import read_ledger
 
-ROOT = Path(__file__).parents[2]
-
 pytestmark = [pytest.mark.export, pytest.mark.database, pytest.mark.timeout(900)]
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The demo's output folder, and what it printed."""
-    output = tmp_path_factory.mktemp("demo")
-    command = [sys.executable, ROOT / "examples" / "ship_to_phone" / "demo.py", "--size", "ci", "--output", output]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
-    return output, result.stdout
 
 
 def test_the_report_has_every_claim_with_its_evidence(demo: tuple[Path, str]) -> None:

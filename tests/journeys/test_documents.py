@@ -26,11 +26,14 @@ def commands(block: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def newcomer(tmp_path_factory: pytest.TempPathFactory, emoji_photos: Path) -> tuple[Path, dict[str, str]]:
-    """A folder with the examples and some photos in it, and an environment with a configuration of its own."""
+def newcomer(tmp_path_factory: pytest.TempPathFactory, demo: tuple[Path, str]) -> tuple[Path, dict[str, str]]:
+    """A folder with the examples, photos and a finished run in it, and an environment with a configuration of its own."""
     folder = tmp_path_factory.mktemp("newcomer")
     shutil.copytree(ROOT / "examples", folder / "examples")
-    shutil.copytree(emoji_photos, folder / "photos")
+    shutil.copytree(demo[0] / "photos", folder / "photos")
+    shutil.copy(next((folder / "photos" / "query").rglob("*.png")), folder / "photos" / "query.png")
+    # Trained already: `samespace train` sees that nothing is left to do.
+    shutil.copytree(demo[0] / "run", folder / "runs" / "emoji")
     bin_folder = str(Path(sys.executable).parent)
     environment = os.environ | {
         "PATH": bin_folder + os.pathsep + os.environ["PATH"],

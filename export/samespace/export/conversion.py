@@ -12,12 +12,13 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import IO, Any, Self
 
 from samespace.export.formats import EXPORTERS
 from samespace.export.formats.base import Conversion, Precision
@@ -60,7 +61,7 @@ def convert(jobs: Sequence[Job], workers: int = 2, done: Callable[[Job], object]
     # The slowest converter first, so that the others run beside it.
     order = sorted(groups, key=lambda name: (name != "tflite", name))
     threads = max(1, (os.cpu_count() or 1) // max(1, min(workers, len(order))))
-    with tempfile.TemporaryDirectory(prefix="samespace-export-") as folder, _children() as children:
+    with tempfile.TemporaryDirectory(prefix="samespace-export-") as folder, _Children() as children:
         for index, job in enumerate(jobs):
             _write_job(Path(folder) / str(index), job)
 
@@ -70,13 +71,11 @@ def convert(jobs: Sequence[Job], workers: int = 2, done: Callable[[Job], object]
         with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
             futures = [pool.submit(run, name) for name in order]
             try:
-                for future in futures:
+                for future in wait(futures, return_when=FIRST_EXCEPTION).done:
                     future.result()
             except BaseException:
                 # Neither a failure nor Ctrl-C waits for the conversions that are still running.
-                for future in futures:
-                    future.cancel()
-                _kill(children)
+                children.close()
                 raise
         return [read_conversion(Path(folder) / str(index) / "result") for index in range(len(jobs))]
 
@@ -115,7 +114,7 @@ def _run_group(
     indices: list[int],
     jobs: Sequence[Job],
     threads: int,
-    children: list[subprocess.Popen[str]],
+    children: _Children,
     done: Callable[[Job], object],
 ) -> None:
     """Run one child over some jobs; it prints a line of JSON after each."""
@@ -127,15 +126,11 @@ def _run_group(
         "ORT_DISABLE_TELEMETRY": "1",
     }
     with log.open("w") as chatter:
-        child = subprocess.Popen(
+        child = children.start(
             [sys.executable, "-P", "-m", "samespace.export.worker", *(str(folder / str(index)) for index in indices)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=chatter,
-            env=environment,
-            text=True,
+            chatter,
+            environment,
         )
-    children.append(child)
     assert child.stdout is not None
     waiting = list(indices)
     for line in child.stdout:
@@ -154,21 +149,39 @@ def _said(log: Path) -> str:
     return f"\nThe converter said:\n{text[-_TAIL:]}" if text else ""
 
 
-@contextmanager
-def _children() -> Iterator[list[subprocess.Popen[str]]]:
+class _Children:
     """Processes that do not outlive the block."""
-    children: list[subprocess.Popen[str]] = []
-    try:
-        yield children
-    finally:
-        _kill(children)
-        for child in children:
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._closed = False
+        self._children: list[subprocess.Popen[str]] = []
+
+    def start(self, command: Sequence[str], stderr: IO[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
+        """Start one that talks on its standard output; refused once the block has been left."""
+        with self._lock:
+            if self._closed:
+                raise ExportError("the export was stopped")
+            child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, env=environment, text=True
+            )
+            self._children.append(child)
+            return child
+
+    def close(self) -> None:
+        """End them all."""
+        with self._lock:
+            self._closed = True
+            for child in self._children:
+                if child.poll() is None:
+                    child.kill()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+        for child in self._children:
             child.wait()
             if child.stdout is not None:
                 child.stdout.close()
-
-
-def _kill(children: list[subprocess.Popen[str]]) -> None:
-    for child in children:
-        if child.poll() is None:
-            child.kill()

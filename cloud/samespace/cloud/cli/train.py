@@ -80,4 +80,4 @@ def _print(run: TrainedRun) -> None:
                 table.add_row(query, cell.gallery, *(figure.text() for figure in figures), str(figures[0].n))
         console.print(table)
     typer.echo(f"run: {run.path}")
-    typer.echo(f"next: samespace export {run.path}")
+    typer.echo(f"next: samespace export {run.path} -o bundles")

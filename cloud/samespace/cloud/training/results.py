@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
 import safetensors.torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor, nn
 
 from samespace.cloud.adapters import apply_procrustes, fit_procrustes
@@ -31,6 +31,8 @@ __all__ = ["TrainedRun", "read_results", "write_results"]
 
 #: Pictures of unseen classes that travel with every bundle.
 PROBES = 128
+#: Pixels of a probe's longer edge, at most (or four times the largest model's input, where that is more).
+PROBE_EDGE = 384
 #: Rows of the cloud gallery that travel with every bundle: at least the first where the data has them, at most the second.
 GALLERY_LEAST, GALLERY_MOST = 2000, 4000
 #: Training pictures that a post-hoc map is fitted on, at most.
@@ -147,10 +149,11 @@ def _write_probes(recipe: Recipe, data: TrainingData, encoder: _Encoder, directo
     others = [*_shuffled(data, split.validation_gallery), *_shuffled(data, split.train)]
     taken = {*gallery, *chosen}
     gallery += [index for index in dict.fromkeys(others) if index not in taken][: max(0, GALLERY_LEAST - len(gallery))]
+    largest = max(model.preprocess.size for model in recipe.models.values())
     with atomic_directory(directory.probes) as folder:
         (folder / "images").mkdir()
         for number, index in enumerate(chosen):
-            (folder / "images" / f"{number:03d}.png").write_bytes(_png(data.images.encoded(index)))
+            (folder / "images" / f"{number:03d}.png").write_bytes(_probe(data.images.encoded(index), largest))
         (folder / "probes.json").write_text(_labels(data, chosen))
         embeddings = {"embeddings": encoder(recipe.cloud, gallery)}
         (folder / "gallery.safetensors").write_bytes(safetensors.numpy.save(embeddings))
@@ -193,15 +196,32 @@ def _labels(data: TrainingData, indices: Sequence[int]) -> str:
     return json.dumps({"labels": [data.images.items[index].label for index in indices]}, ensure_ascii=False) + "\n"
 
 
-def _png(encoded: bytes) -> bytes:
-    """As PNG, pixels and EXIF orientation untouched."""
+def _probe(encoded: bytes, model_size: int) -> bytes:
+    """A picture as a bundle carries it: a PNG, because every decoder gives the same pixels for it.
+
+    The orientation tag stays, since a check must see whether an app obeys it; all other metadata (places, names) goes. A
+    photo straight from a camera is scaled down, still far above the model's input, lest it make the bundle hundreds of MB.
+    """
     image = Image.open(io.BytesIO(encoded))
-    if image.format == "PNG":
+    most = max(PROBE_EDGE, 4 * model_size)
+    fits = max(image.size) <= most
+    if image.format == "PNG" and fits and not image.getexif():
         return encoded
-    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+    orientation = Image.Exif()
+    if (turned := image.getexif().get(ExifTags.Base.Orientation)) is not None:
+        orientation[ExifTags.Base.Orientation] = turned
+    if image.mode.startswith("I"):  # 16 bits a channel: what Preprocess makes of them
+        image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
+    elif "transparency" in image.info or image.mode in ("LA", "PA", "La", "RGBa"):
+        image = image.convert("RGBA")
+    elif image.mode not in ("L", "RGB", "RGBA"):
         image = image.convert("RGB")
+    if not fits:
+        image.thumbnail((most, most), Image.Resampling.LANCZOS)
+    # A new picture of the same pixels: what else the file held does not follow.
+    clean = Image.frombytes(image.mode, image.size, image.tobytes())
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", exif=image.getexif())
+    clean.save(buffer, "PNG", exif=orientation)
     return buffer.getvalue()
 
 
