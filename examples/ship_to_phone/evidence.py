@@ -177,7 +177,7 @@ def _record(
         id=id,
         claim=claim,
         bar=bar,
-        measured=measured if measured is not None or estimate is None else 100 * estimate.value,
+        measured=100 * estimate.value if estimate and measured is None else measured or {},
         ci95=(100 * estimate.low, 100 * estimate.high) if estimate else None,
         n=estimate.n if estimate else n,
         holds=holds,
@@ -195,12 +195,16 @@ def _number(text: str) -> float:
 
 
 def _percent(row: Row) -> str:
-    return f"{100 * row.recall1.value:.0f} %"
+    percent = 100 * row.recall1.value
+    return f"{percent:.0f} %" if percent >= 1 else f"{percent:.1f} %"
 
 
 def _measured(record: EvidenceRecord) -> str:
     values = record.measured if isinstance(record.measured, dict) else {"": record.measured}
-    text = ", ".join(f"{name} {value:.6g}".strip() for name, value in values.items())
+    # Cosines differ from 1 far behind the point; everything else is read to a tenth.
+    text = ", ".join(
+        f"{name} {f'{value:.7f}' if 'cosine' in name else f'{value:.2f}'}".strip() for name, value in values.items()
+    )
     return text + (f" [{record.ci95[0]:.1f}, {record.ci95[1]:.1f}]" if record.ci95 else "")
 
 

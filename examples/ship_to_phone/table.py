@@ -63,7 +63,7 @@ class Table:
     def add(self, group: str, name: str, side: Side, gallery: Floats, **cost: str) -> Row:
         """Search ``gallery`` with the side's queries and add the row."""
         rows = np.arange(len(self.query_labels)) if side.rows is None else side.rows
-        labels = [self.query_labels[row] for row in rows]
+        labels = [self.query_labels[int(row)] for row in rows]
         hits = recall_at_k(side.query, gallery, labels, self.gallery_labels, 1)
         columns = {"parameters": "", "macs": "", "file": "", "milliseconds": ""} | cost
         row = Row(
@@ -93,13 +93,13 @@ class Table:
         return list(found.items())
 
     def markdown(self) -> str:
-        """The table for a README: R@1 with its interval, R@5, mAP and cost."""
+        """The table for a terminal or a README."""
         lines = [
-            "| query → gallery | R@1 % [95 %] | R@5 % | mAP % | n | parameters | MACs | file | ms / image |",
+            "| query → gallery | R@1 % [95 %] | R@5 % [95 %] | mAP % [95 %] | n | parameters | MACs | file | ms / image |",
             "|---|---|---|---|---|---|---|---|---|",
         ]
         for row in self.rows:
-            scores = f"{row.recall1.text()} | {100 * row.recall5.value:.1f} | {100 * row.map.value:.1f} | {row.n}"
+            scores = f"{row.recall1.text()} | {row.recall5.text()} | {row.map.text()} | {row.n}"
             lines.append(f"| {row.name} | {scores} | {row.parameters} | {row.macs} | {row.file} | {row.milliseconds} |")
         return "\n".join(lines) + "\n"
 

@@ -41,6 +41,8 @@ class Embedder:
         self._runtime = runtime
         self.runtime_name = runtime_name or runtime.name
         self._preprocess: Preprocess = manifest.model.preprocess
+        #: The bundle that it was opened from, if it was; a gallery may have to be shown it.
+        self.bundle: Bundle | None = None
         self._lock = threading.Lock()
         self._closed = False
 
@@ -75,11 +77,14 @@ class Embedder:
             bundle = Bundle.open(bundle, trust=trust, allow_unsigned=allow_unsigned)
         loaded, name = _choose(bundle, runtime, artifact)
         if bundle.trusted:
-            return cls(bundle.manifest, open_runtime(loaded, name, options))
-        # Only a stranger's bundle pays for the child process, and only then is its module needed.
-        from samespace.sdk.isolation import IsolatedRuntime
+            embedder = cls(bundle.manifest, open_runtime(loaded, name, options))
+        else:
+            # Only a stranger's bundle pays for the child process, and only then is its module needed.
+            from samespace.sdk.isolation import IsolatedRuntime
 
-        return cls(bundle.manifest, IsolatedRuntime(loaded, name, options), name)
+            embedder = cls(bundle.manifest, IsolatedRuntime(loaded, name, options), name)
+        embedder.bundle = bundle
+        return embedder
 
     @property
     def model_id(self) -> str:

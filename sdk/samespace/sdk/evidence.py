@@ -98,4 +98,7 @@ def markdown_table(records: Sequence[EvidenceRecord]) -> str:
 
 
 def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    # A cosine differs from 1 far behind the point.
+    return f"{value:.7f}" if 0.99 < value < 1 else f"{value:.4g}"

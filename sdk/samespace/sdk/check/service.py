@@ -33,7 +33,8 @@ class _Hit(Protocol):
 class _Client(Protocol):
     """What this module needs of :class:`samespace.sdk.gallery.GalleryClient`."""
 
-    url: str
+    @property
+    def url(self) -> str: ...
 
     def search_batch(
         self, queries: Sequence[npt.NDArray[np.floating]], k: int = 10, *, exact: bool = False

@@ -1,7 +1,7 @@
 """Challenge pictures: what a device must embed to show that its whole pipeline, decoder to L2 norm, fits the gallery.
 
-They are made from a bundle's probe images by a random crop and mirroring, so they are real pictures, and yet in no bundle: an app
-cannot have their embeddings ready.
+They are made from a bundle's probe images by a random crop and mirroring, so they are real pictures, and yet in no
+bundle: an app cannot have their embeddings ready.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ __all__ = ["CHALLENGES", "make_challenges"]
 CHALLENGES = 64
 #: Share of an edge that is cut off at most; little, for the pictures should stay typical.
 _CROP = 0.06
-#: Longest edge in pixels: a challenge travels with every handshake.
-_LONGEST = 512
+#: Bounds of what a challenge's longer edge is cut down to, in pixels: challenges travel with every handshake, yet must be
+#: larger than the model's input, or they would not show how the device resizes.
+_SHORTEST, _LONGEST = 128, 512
 _IMAGES = "probes/images"
 
 
@@ -49,11 +50,12 @@ def make_challenges(
         raise BundleError(f"{bundle.path}: no probe images to make challenges of; export the bundle again with probes")
     chance = random.Random(seed) if seed is not None else random.SystemRandom()
     chosen = [probes[index % len(probes)] for index in chance.sample(range(max(count, len(probes))), count)]
-    images = tuple(_varied(image, chance) for image in chosen)
+    longest = min(_LONGEST, max(_SHORTEST, 2 * bundle.manifest.model.preprocess.size))
+    images = tuple(_varied(image, chance, longest) for image in chosen)
     return images, embedder.embed(images)
 
 
-def _varied(encoded: bytes, chance: random.Random) -> bytes:
+def _varied(encoded: bytes, chance: random.Random, longest: int) -> bytes:
     """Mirrored, and each side cut by its own random share."""
     with Image.open(io.BytesIO(encoded)) as opened:
         image = ImageOps.mirror(ImageOps.exif_transpose(opened))
@@ -65,7 +67,7 @@ def _varied(encoded: bytes, chance: random.Random) -> bytes:
     image = image.crop(
         (round(left), round(top), max(round(left) + 1, round(width - right)), max(round(top) + 1, round(height - bottom)))
     )
-    image.thumbnail((_LONGEST, _LONGEST), Image.Resampling.LANCZOS)
+    image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()

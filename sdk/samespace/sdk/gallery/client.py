@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 from urllib.parse import quote
 
 import httpx
@@ -17,8 +17,9 @@ from pydantic import BaseModel, ValidationError
 
 from samespace.sdk.bundle import Bundle
 from samespace.sdk.embedder import Embedder
-from samespace.sdk.errors import ConfigError, EmbeddingError, GalleryError, SpaceMismatchError
+from samespace.sdk.errors import ConfigError, EmbeddingError, SpaceMismatchError
 from samespace.sdk.gallery.challenges import make_challenges
+from samespace.sdk.gallery.connection import Answer, Connection, first_complaint
 from samespace.sdk.gallery.retry import RetryPolicy
 from samespace.sdk.gallery.wire import (
     API,
@@ -37,7 +38,6 @@ from samespace.sdk.gallery.wire import (
     Item,
     ItemBatch,
     MissingItemError,
-    Problem,
     SearchHit,
     SearchRequest,
     SearchResult,
@@ -45,14 +45,11 @@ from samespace.sdk.gallery.wire import (
     UnknownModelError,
     UnknownTokenError,
     Vectors,
-    error_of,
 )
 from samespace.sdk.identity import CompatibilityRecord
 from samespace.sdk.preprocess import ImageSource
 
 __all__ = ["GalleryClient", "NewItem", "proof_of"]
-
-_Answer = TypeVar("_Answer", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -76,13 +73,14 @@ class GalleryClient:
     Args:
         url: of the service, like ``http://host:8765``.
         embedder: makes the vectors; without one, only :meth:`health` and :meth:`put_record` work.
-        bundle: the embedder's bundle; with it, the client introduces a model that the gallery does not know.
+        bundle: with it, the client introduces a model that the gallery does not know; by default the one that the embedder was
+            opened from.
         transport: instead of the network, e.g. to an in-process service.
         timeout: seconds for each request.
         retry: how often a request is repeated that nobody answered.
 
-    Every method raises :class:`~samespace.sdk.errors.GalleryUnavailableError` when nobody answers, and the service's own errors as
-    if they had been raised here.
+    Every method raises :class:`~samespace.sdk.errors.GalleryUnavailableError` when nobody answers, and the service's
+    own errors as if they had been raised here.
     """
 
     def __init__(
@@ -95,13 +93,9 @@ class GalleryClient:
         timeout: float = 30.0,
         retry: RetryPolicy | None = None,
     ) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise ConfigError(f"{url!r} is not the URL of a gallery; it starts with http:// or https://")
-        self.url = url.rstrip("/")
         self._embedder = embedder
-        self._bundle = bundle
-        self._retry = retry or RetryPolicy()
-        self._http = httpx.Client(transport=transport, timeout=timeout, follow_redirects=False)
+        self._bundle = bundle or (embedder.bundle if embedder is not None else None)
+        self._connection = Connection(url, transport=transport, timeout=timeout, retry=retry)
         self._admission: Admission | None = None
         self._owned: Embedder | None = None
 
@@ -124,6 +118,11 @@ class GalleryClient:
         return client
 
     @property
+    def url(self) -> str:
+        """Of the service, without a slash at the end."""
+        return self._connection.url
+
+    @property
     def embedder(self) -> Embedder:
         """What makes this client's vectors.
 
@@ -136,7 +135,7 @@ class GalleryClient:
 
     def health(self) -> GalleryHealth:
         """What the service holds."""
-        return self._call("GET", f"{API}/health", GalleryHealth)
+        return self._connection.call("GET", f"{API}/health", GalleryHealth)
 
     def found(self) -> Introduced:
         """Found the bundle's space with its cloud model; does nothing when the gallery has it already.
@@ -147,7 +146,7 @@ class GalleryClient:
         """
         images, vectors = make_challenges(self._require_bundle(), self.embedder)
         message = FoundSpace(proof=proof_of(self._require_bundle()), images=images, vectors=Vectors.of(vectors))
-        return self._call("POST", f"{API}/spaces", Introduced, message)
+        return self._connection.call("POST", f"{API}/spaces", Introduced, message)
 
     def introduce(self) -> Introduced:
         """Show the service the bundle's signed evidence; it measures the compatibility from it and keeps the record.
@@ -156,17 +155,18 @@ class GalleryClient:
             SignatureError: the service does not trust the bundle's signer.
             SpaceMismatchError: the gallery has no such space.
         """
-        return self._call("POST", f"{API}/models", Introduced, proof_of(self._require_bundle()))
+        return self._connection.call("POST", f"{API}/models", Introduced, proof_of(self._require_bundle()))
 
     def put_record(self, record: SignedRecord) -> CompatibilityRecord:
         """Give the service a compatibility record that was measured elsewhere."""
-        return self._call("POST", f"{API}/records", CompatibilityRecord, record)
+        return self._connection.call("POST", f"{API}/records", CompatibilityRecord, record)
 
     def handshake(self) -> Admission:
         """Embed the service's challenge pictures and let it judge.
 
         Raises:
-            HandshakeRefusedError: the embeddings do not fit the gallery; says by how much and, where it can be told, why.
+            HandshakeRefusedError: the embeddings do not fit the gallery; says by how much and, where it can be told,
+                why.
             SpaceMismatchError: another space, or no passing compatibility record.
         """
         embedder = self.embedder
@@ -174,17 +174,17 @@ class GalleryClient:
             space_id=embedder.space_id,
             model_id=embedder.model_id,
             artifact_id=embedder.artifact_id,
-            runtime=embedder.runtime.name,
+            runtime=embedder.runtime_name,
         )
         try:
-            challenge = self._call("POST", f"{API}/handshake", ChallengeSet, request)
+            challenge = self._connection.call("POST", f"{API}/handshake", ChallengeSet, request)
         except UnknownModelError:
             if self._bundle is None:
                 raise
             self.introduce()
-            challenge = self._call("POST", f"{API}/handshake", ChallengeSet, request)
+            challenge = self._connection.call("POST", f"{API}/handshake", ChallengeSet, request)
         answer = ChallengeAnswer(challenge=challenge.challenge, vectors=Vectors.of(embedder.embed(challenge.images)))
-        self._admission = self._call("POST", f"{API}/handshake/answer", Admission, answer)
+        self._admission = self._connection.call("POST", f"{API}/handshake/answer", Admission, answer)
         return self._admission
 
     def search(self, query: ImageSource | npt.NDArray[np.floating], k: int = 10, *, exact: bool = False) -> list[SearchHit]:
@@ -233,7 +233,7 @@ class GalleryClient:
                     vectors=Vectors.of(self._vectors([item.content for item in batch])),
                 )
             except ValidationError as error:
-                raise ConfigError(f"an item cannot be added: {_first(error)}") from None
+                raise ConfigError(f"an item cannot be added: {first_complaint(error)}") from None
             acknowledged.extend(self._admitted("POST", f"{API}/items", Added, message).acknowledged)
         return tuple(acknowledged)
 
@@ -261,7 +261,7 @@ class GalleryClient:
 
     def close(self) -> None:
         """Close the connections, and the embedder if :meth:`open` made it."""
-        self._http.close()
+        self._connection.close()
         if self._owned is not None:
             self._owned.close()
 
@@ -272,51 +272,32 @@ class GalleryClient:
         self.close()
 
     def _vectors(self, contents: Sequence[ImageSource | npt.NDArray[np.floating]]) -> npt.NDArray[np.float32]:
-        """Images embedded, vectors as they are: the service judges them, and so does whoever asks without this client."""
+        """Images embedded, vectors as they are: the service judges them, and so does whoever asks without this
+        client.
+        """
         embedder = self.embedder
         rows: list[npt.NDArray[np.floating] | None] = [_as_vector(content) for content in contents]
         images = [content for content, row in zip(contents, rows, strict=True) if row is None]
         embedded = iter(embedder.embed(images) if images else ())  # type: ignore[arg-type]
         filled = [next(embedded) if row is None else row for row in rows]
-        if wrong := next((row.shape[0] for row in filled if row.shape[0] != embedder.dim), None):
+        wrong = next((row.shape[0] for row in filled if row.shape[0] != embedder.dim), None)
+        if wrong is not None:
             raise SpaceMismatchError(
-                f"a vector has {wrong} dimensions, the space {embedder.space_id} has {embedder.dim}; embed with this client's model"
+                f"a vector has {wrong} dimensions, the space {embedder.space_id} has {embedder.dim}; "
+                "embed with this client's model"
             )
         return np.asarray(np.stack(filled) if filled else np.empty((0, embedder.dim)), np.float32)
 
-    def _admitted(self, method: str, path: str, answer: type[_Answer], message: BaseModel | None = None) -> _Answer:
+    def _admitted(self, method: str, path: str, answer: type[Answer], message: BaseModel | None = None) -> Answer:
         """A call with a token; a token that ran out meanwhile is renewed once."""
         fresh = self._admission is None
         admission = self._admission or self.handshake()
         try:
-            return self._call(method, path, answer, message, admission.token)
+            return self._connection.call(method, path, answer, message, admission.token)
         except UnknownTokenError:
             if fresh:
                 raise
-            return self._call(method, path, answer, message, self.handshake().token)
-
-    def _call(
-        self, method: str, path: str, answer: type[_Answer], message: BaseModel | None = None, token: str | None = None
-    ) -> _Answer:
-        headers = {"Content-Type": "application/json"} if message is not None else {}
-        if token is not None:
-            headers["Authorization"] = f"Bearer {token}"
-        body = None if message is None else message.model_dump_json().encode()
-        url = self.url + path
-        response = self._retry.run(lambda: self._http.request(method, url, content=body, headers=headers), self.url)
-        if response.is_success:
-            return self._parsed(response, answer)
-        problem = self._parsed(response, Problem)
-        raise error_of(problem.code, problem.detail)
-
-    def _parsed(self, response: httpx.Response, kind: type[_Answer]) -> _Answer:
-        try:
-            return kind.model_validate_json(response.content)
-        except ValidationError as error:
-            raise GalleryError(
-                f"{self.url} answered HTTP {response.status_code}, but not as a gallery of this samespace ({_first(error)}); "
-                "check the URL and the versions on both sides"
-            ) from None
+            return self._connection.call(method, path, answer, message, self.handshake().token)
 
     def _require_bundle(self) -> Bundle:
         if self._bundle is None:
@@ -353,8 +334,3 @@ def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
     iterator = iter(items)
     while batch := list(islice(iterator, MAX_BATCH)):
         yield batch
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_context=False)[0]
-    return f"{'.'.join(str(step) for step in first['loc']) or 'content'}: {first['msg']}"

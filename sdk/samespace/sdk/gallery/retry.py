@@ -19,7 +19,8 @@ _PASSING = (502, 503, 504)
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Repeats what failed for a passing reason: nobody listens, the connection broke, it took too long, or HTTP 502-504.
+    """Repeats what failed for a passing reason: nobody listens, the connection broke, it took too long, or HTTP
+    502-504.
 
     Every request of a gallery client may be repeated: adding is an upsert by id.
 
@@ -27,8 +28,8 @@ class RetryPolicy:
         attempts: at most so many times in all.
         base_delay: seconds before the second attempt, doubled before each further one.
         longest_delay: no pause is longer, in seconds.
-        jitter: each pause is multiplied by a random number from ``1 - jitter`` to ``1 + jitter``, so that a thousand phones do not
-            come back in the same moment.
+        jitter: each pause is multiplied by a random number from ``1 - jitter`` to ``1 + jitter``, so that a thousand
+            phones do not come back in the same moment.
     """
 
     attempts: int = 4
@@ -52,8 +53,8 @@ class RetryPolicy:
                 if last:
                     reason = str(error) or type(error).__name__
                     raise GalleryUnavailableError(
-                        f"no gallery answers at {url} ({reason}; {attempt} attempts); start one with 'samespace gallery serve', "
-                        "or correct the URL"
+                        f"no gallery answers at {url} ({reason}; {attempt} attempts); start one with 'samespace "
+                        "gallery serve', or correct the URL"
                     ) from error
             time.sleep(self.delay(attempt))
         raise AssertionError("the last attempt returns or raises")

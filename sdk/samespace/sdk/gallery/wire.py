@@ -1,8 +1,8 @@
 """What a gallery service and its clients say to each other: JSON over HTTP, one pydantic model a message.
 
-Bytes travel as base64. Vectors travel as base64 of float32 rows, little-endian: exact, and a quarter of the size of decimals.
-A refusal is a ``application/problem+json`` (RFC 9457) with a stable ``code``, which the client turns back into the error that
-the service raised; see :data:`CODES`.
+Bytes travel as base64. Vectors travel as base64 of float32 rows, little-endian: exact, and a quarter of the size of
+decimals. A refusal is a ``application/problem+json`` (RFC 9457) with a stable ``code``, which the client turns back
+into the error that the service raised; see :data:`CODES`.
 """
 
 from __future__ import annotations
@@ -157,8 +157,8 @@ class Vectors(_Message):
         """
         if len(self.data) != 4 * self.count * self.dim:
             raise SpaceMismatchError(
-                f"vectors: {self.count} rows of {self.dim} float32 need {4 * self.count * self.dim} bytes, got {len(self.data)}; "
-                "send float32, little-endian, one row after the other"
+                f"vectors: {self.count} rows of {self.dim} float32 need {4 * self.count * self.dim} bytes, got "
+                f"{len(self.data)}; send float32, little-endian, one row after the other"
             )
         return np.frombuffer(self.data, "<f4").astype(np.float32).reshape(self.count, self.dim)
 
@@ -174,7 +174,9 @@ class Problem(_Message):
 
 
 class BundleProof(_Message):
-    """What a gallery must see of a bundle to know its model: the signed manifest, and some of the files that it lists."""
+    """What a gallery must see of a bundle to know its model: the signed manifest, and some of the files that it
+    lists.
+    """
 
     manifest: Blob
     signature: Blob | None
