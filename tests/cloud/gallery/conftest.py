@@ -33,8 +33,9 @@ from samespace.sdk.signing import SigningKey, TrustStore
 class GalleryWorld:
     """Real bundles small enough to read, and pictures for them.
 
-    A model is 4 x 4 mean pooling, a matrix and the L2 norm, as a real ONNX graph. ``phone``'s matrix is near to ``cloud``'s, so it
-    shares its space; ``stranger`` was "trained" alone, with the same name, dimension and preprocessing.
+    A model is 4 x 4 mean pooling, a matrix and the L2 norm, as a real ONNX graph. ``phone``'s matrix is near to
+    ``cloud``'s, so it shares its space; ``stranger`` was "trained" alone, with the same name, dimension and
+    preprocessing.
     """
 
     size, dim, pictures = 16, 24, 64
@@ -76,7 +77,9 @@ class GalleryWorld:
         return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
     def bundle(self, name: str, *, bgr: bool = False, signed: bool = True, space: SpaceRecord | None = None) -> Path:
-        """The path of a model's bundle; ``bgr`` plants the fault into the graph, under the model's good name and evidence."""
+        """The path of a model's bundle; ``bgr`` plants the fault into the graph, under the model's good name and
+        evidence.
+        """
         key = f"{name}{'-bgr' if bgr else ''}{'' if signed else '-unsigned'}{'' if space is None else '-' + space.name}"
         path = self.folder / f"{key}.samespace"
         if path.exists():
@@ -222,11 +225,8 @@ def postgres_url(postgres_server: str) -> Iterator[str]:
 @pytest.fixture(params=["memory", pytest.param("postgres", marks=pytest.mark.database)])
 def gallery_stores(request: pytest.FixtureRequest) -> Iterator[Stores]:
     """Every kind of store, empty."""
-    if request.param == "memory":
-        options = {"memory": True}
-    else:
-        options = {"database": request.getfixturevalue("postgres_url")}
-    with open_stores(**options) as stores:
+    url = None if request.param == "memory" else request.getfixturevalue("postgres_url")
+    with open_stores(database=url, memory=url is None) as stores:
         yield stores
 
 
@@ -241,7 +241,16 @@ class Served:
     """``samespace gallery serve`` in a process of its own, ready to answer."""
 
     def __init__(self, *options: str) -> None:
-        command = [sys.executable, "-c", "from samespace.sdk.cli import main; main()", "gallery", "serve", "--json", "--port", "0"]
+        command = [
+            sys.executable,
+            "-c",
+            "from samespace.sdk.cli import main; main()",
+            "gallery",
+            "serve",
+            "--json",
+            "--port",
+            "0",
+        ]
         self.process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         line = self.process.stdout.readline()
         assert line, self.process.stderr.read()
@@ -261,8 +270,10 @@ class Served:
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[..., Served]]:
-    """``serve("--memory", ...)``; what still runs at the end is stopped."""
+def serve(data_folder: Path) -> Iterator[Callable[..., Served]]:
+    """``serve("--memory", ...)``; what still runs at the end is stopped, before the folder that it may use is
+    deleted.
+    """
     started: list[Served] = []
 
     def make(*options: str) -> Served:

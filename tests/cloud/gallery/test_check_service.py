@@ -60,7 +60,8 @@ def test_a_service_gives_the_figures_of_its_vectors(app, gallery_world):
 
 
 def test_a_device_that_the_service_refuses_is_not_measured(app, gallery_world):
-    # Wrong channel order in the graph, under the phone's good name: its signed evidence is known, its embeddings do not fit.
+    # Wrong channel order in the graph, under the phone's good name: its signed evidence is known, its embeddings do not
+    # fit.
     bundle = Bundle.open(gallery_world.bundle("phone", bgr=True))
     with connected(app, bundle) as client:
         client.introduce()

@@ -2,6 +2,8 @@
 
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,7 @@ def test_a_port_that_is_in_use(run, gallery_world) -> None:
     ("arguments", "message"),
     [
         (["serve", "--memory", "--database", "postgresql://x"], "one of --data DIR, --database URL and --memory"),
+        (["serve", "--memory", "--index", "milvus"], "no vector index is called 'milvus'; there are: memory, pgvector"),
         (["serve", "--memory", "--bundle", "/nowhere"], "/nowhere: no such bundle"),
         (["serve", "--memory", "--host", "no.such.host.invalid"], "not an address of this machine"),
         (["serve", "--database", "mysql://user:s3cret@host/x"], "not a PostgreSQL URL"),
@@ -166,3 +169,19 @@ def test_help_has_an_example(run, command: list[str]) -> None:
     ran = run("gallery", *command, "--help")
     assert ran.code == 0
     assert f"Example: samespace gallery {' '.join(command)}" in " ".join(ran.out.split())
+
+
+def test_a_gallery_needs_no_torch(gallery_world) -> None:
+    code = f"""
+import sys
+from samespace.cloud.cli.gallery import app
+from samespace.cloud.gallery import ingest, serve, service
+from samespace.cloud.gallery.gallery import Gallery
+from samespace.cloud.gallery.stores import open_stores
+from samespace.sdk import Embedder
+with open_stores(memory=True) as stores, Embedder.open({str(gallery_world.bundle("cloud"))!r}) as embedder:
+    serve.found_from_bundle(Gallery(stores.registry, stores.index), embedder.bundle, embedder)
+print(sorted({{"torch", "onnx", "coremltools"}} & sys.modules.keys()))
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.stdout == "[]\n", ran.stderr

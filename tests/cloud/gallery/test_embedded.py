@@ -1,6 +1,7 @@
 """The embedded server: one owner, no orphan that stays, clear words when it cannot start."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,6 +96,14 @@ def test_a_server_that_somebody_else_runs_in_the_folder_is_refused(used_folder: 
         assert f"owned by the running process {os.getpid()}" in ours.stderr
         with psycopg.connect(theirs.get_uri()) as connection:
             assert connection.execute("SELECT 1").fetchone() == (1,)
+        # One that was started by hand is in no list; asking twice does not help.
+        handles = used_folder / "postgres" / ".handle_pids.json"
+        listed = handles.read_text()
+        handles.write_text("[]")
+        for _ in range(2):
+            with pytest.raises(GalleryError, match="owned by the running process"):
+                EmbeddedPostgres(used_folder).start()
+        handles.write_text(listed)
     finally:
         theirs.cleanup()
     assert servers_of(used_folder) == []
@@ -113,6 +122,14 @@ def test_traces_of_a_server_are_not_taken_for_one(used_folder: Path) -> None:
     assert servers_of(used_folder) == []
 
 
+def test_a_server_whose_folder_was_deleted_is_stopped_all_the_same(used_folder: Path) -> None:
+    with EmbeddedPostgres(used_folder):
+        servers = servers_of(used_folder)
+        shutil.rmtree(used_folder)
+    assert servers
+    assert not any(psutil.pid_exists(pid) and psutil.Process(pid).name() == "postgres" for pid in servers)
+
+
 def test_a_path_that_cannot_be_a_database_is_refused(data_folder: Path) -> None:
     data_folder.write_text("a file")
     with pytest.raises(ConfigError, match="cannot hold a database"):
@@ -123,7 +140,7 @@ def test_a_folder_with_something_else_in_it_is_left_alone(data_folder: Path) -> 
     (data_folder / "postgres").mkdir(parents=True)
     (data_folder / "postgres" / "letter.txt").write_text("dear")
     started = time.monotonic()
-    with pytest.raises(GalleryError, match="does not start .*exists but is not empty.*choose another --data"):
+    with pytest.raises(GalleryError, match=r"does not start .*exists but is not empty.*choose another --data"):
         EmbeddedPostgres(data_folder).start()
     assert time.monotonic() - started < 30
     assert (data_folder / "postgres" / "letter.txt").read_text() == "dear"

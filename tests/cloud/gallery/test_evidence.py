@@ -1,6 +1,7 @@
 """What a gallery believes of a bundle, and what it measures for itself."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -103,7 +104,7 @@ def test_a_record_is_believed_by_its_signature(gallery_world, proof, tmp_path) -
         verified_record(good.model_copy(update={"signature": good.signature[:-1]}), trust)
     with pytest.raises(SignatureError, match="32 bytes"):
         verified_record(good.model_copy(update={"public_key": b"short"}), trust)
-    with pytest.raises(SignatureError, match="does not trust.*keys trust"):
+    with pytest.raises(SignatureError, match=r"does not trust.*keys trust"):
         verified_record(signed_record(record, SigningKey.new()), trust)
     with pytest.raises(SignatureError, match="is not signed"):
         verified_record(signed_record(record, None), trust)
@@ -134,6 +135,12 @@ def test_the_reason_names_a_known_mistake_only_if_it_fits(gallery_world) -> None
     judgement = judge_by_record(answer, expected, report, HandshakePolicy())
     assert not judgement.accepted
     assert "'bgr'" in judgement.reason
+    assert "'exif'" not in judgement.reason
+    # Two that one number cannot tell apart are both named, the nearer one first.
+    both = {"wide": {"mean": mean - 0.05, "std": 0.1}, "bgr": {"mean": mean + 0.01}}
+    assert re.search(
+        "'bgr' .* or 'wide' ", judge_by_record(answer, expected, {**report, "mistakes": both}, HandshakePolicy()).reason
+    )
     far = judge_by_record(answer, expected, {**report, "mistakes": {"exif": {"mean": 0.2}}}, HandshakePolicy())
     assert "no known mistake explains it" in far.reason
 

@@ -156,7 +156,7 @@ def test_only_the_founder_founds_and_only_with_enough_challenges(gallery_world) 
     gallery, images = Gallery(MemoryRegistry(), MemoryIndex()), gallery_world.probes[:8]
     with pytest.raises(SpaceMismatchError, match="found it with the cloud model's bundle"):
         gallery.found(gallery_world.evidence("phone"), images, gallery_world.embed("phone", images))
-    with pytest.raises(ConfigError, match="at least 8 challenge pictures.*got 7"):
+    with pytest.raises(ConfigError, match=r"at least 8 challenge pictures.*got 7"):
         gallery.found(gallery_world.evidence("cloud"), images[:7], gallery_world.embed("cloud", images[:7]))
     with pytest.raises(ConfigError, match="got 8 pictures and 7 embeddings"):
         gallery.found(gallery_world.evidence("cloud"), images, gallery_world.embed("cloud", images[:7]))
@@ -178,7 +178,7 @@ def test_a_model_or_artifact_must_be_introduced_first(memory_gallery, gallery_wo
     with pytest.raises(UnknownModelError, match="introduce it with its bundle"):
         memory_gallery.challenge(claim)
     known = gallery_world.admitted(memory_gallery, "phone")
-    with pytest.raises(UnknownModelError, match="artifact 0000.*newest bundle"):
+    with pytest.raises(UnknownModelError, match=r"artifact 0000.*newest bundle"):
         memory_gallery.challenge(Claim(known.space_id, known.model_id, "0" * 64, "numpy"))
 
 
@@ -186,7 +186,7 @@ def test_a_model_that_was_trained_alone_is_refused_by_its_own_evidence(memory_ga
     record = memory_gallery.members.introduce(gallery_world.evidence("stranger")).record
     assert record.verdict == "fail"
     assert abs(record.report["separation"]["value"] - 0.5) < 0.2
-    with pytest.raises(SpaceMismatchError, match="says 'fail' .*chance is 0.50.*co-train"):
+    with pytest.raises(SpaceMismatchError, match=r"says 'fail' .*chance is 0.50.*co-train"):
         gallery_world.admitted(memory_gallery, "stranger")
 
 
@@ -268,7 +268,7 @@ def test_a_founding_that_was_cut_short_is_no_space_and_can_be_done_again(gallery
     images = gallery_world.probes[:8]
     embeddings = gallery_world.embed("cloud", images)
 
-    class Crash(Exception):
+    class CrashError(Exception):
         pass
 
     class Crashing:
@@ -277,10 +277,10 @@ def test_a_founding_that_was_cut_short_is_no_space_and_can_be_done_again(gallery
 
         def __getattr__(self, name: str):
             if name == "set_alias":
-                raise Crash
+                raise CrashError
             return getattr(self.inner, name)
 
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         Gallery(Crashing(gallery_stores.registry), gallery_stores.index).found(
             gallery_world.evidence("cloud"), images, embeddings
         )

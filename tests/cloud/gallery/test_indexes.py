@@ -15,9 +15,9 @@ from samespace.sdk.errors import ConfigError, GalleryError
 MODELS = {"m-" + "a" * 32: 8, "m-" + "b" * 32: 8, "m-" + "c" * 32: 5}
 
 
-@pytest.fixture(params=[pytest.param(name, marks=[] if name == "memory" else pytest.mark.database) for name in INDEXES])
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.database if name == "pgvector" else []) for name in INDEXES])
 def index(request: pytest.FixtureRequest) -> Iterator[VectorIndex]:
-    url = "" if request.param == "memory" else request.getfixturevalue("postgres_url")
+    url = request.getfixturevalue("postgres_url") if request.param == "pgvector" else ""
     opened = open_index(request.param, url)
     for model_id, dim in MODELS.items():
         opened.prepare(model_id, dim)
@@ -164,3 +164,5 @@ def test_ranking_breaks_ties_by_id_even_at_the_cut(k: int) -> None:
 def test_an_unknown_index_is_named_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match="'milvus'; there are: memory, pgvector"):
         open_index("milvus")
+    with pytest.raises(ConfigError, match="needs a PostgreSQL"):
+        open_index("pgvector")

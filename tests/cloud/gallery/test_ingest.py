@@ -67,7 +67,9 @@ def test_a_parquet_table_is_read_like_a_csv(tmp_path: Path) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    parquet.write_table(pyarrow.table({"path": ["a.png", "b.png"], "label": ["x", None], "year": [2024, 2025]}), tmp_path / "t.parquet")
+    parquet.write_table(
+        pyarrow.table({"path": ["a.png", "b.png"], "label": ["x", None], "year": [2024, 2025]}), tmp_path / "t.parquet"
+    )
     assert [image.metadata for image in find_images(tmp_path / "t.parquet")] == [
         {"path": "a.png", "label": "x", "year": "2024"},
         {"path": "b.png", "year": "2025"},
@@ -99,7 +101,7 @@ def test_a_source_that_holds_nothing_is_refused(tmp_path: Path, make, message: s
     [
         ("a.csv", b"file,label\na.png,x\n", "no column 'path'; it has file, label"),
         ("a.csv", b"path,label\n", "no images in it"),
-        ("a.csv", b"path,label\na.png,x\n,y\n", "row 2 has no path"),
+        ("a.csv", b"path,label\na.png,x\n,y\n", "row 3: path is empty"),
         ("a.csv", b"path\n\xff\xfe\n", "cannot be read as a table"),
         ("a.parquet", b"junk", "cannot be read as a table"),
     ],

@@ -1,4 +1,6 @@
-"""SIGKILL at a random moment, to the one that adds and to the service with its database: no acknowledged vector is lost."""
+"""SIGKILL at a random moment, to the one that adds and to the service with its database: no acknowledged vector is
+lost.
+"""
 
 import os
 import random
@@ -24,7 +26,8 @@ from samespace.cloud.gallery.ingest import find_images, ingest
 from samespace.sdk.gallery import GalleryClient
 url, bundle, images = sys.argv[1:]
 with GalleryClient.open(url, bundle) as client:
-    ingest(client, client.embedder, find_images(Path(images)), batch=2, acknowledged=lambda ids: print(*ids, flush=True))
+    ingest(client, client.embedder, find_images(Path(images)), batch=2, acknowledged=lambda ids: print(*ids,
+    flush=True))
 """
 CLI = "from samespace.sdk.cli import main; main()"
 
@@ -98,6 +101,7 @@ def test_killing_the_service_and_its_database(serve, gallery_world, used_folder:
             with GalleryClient.open(served.url, gallery_world.bundle("cloud")) as client:
                 assert client.known(acknowledged) == acknowledged
         process, told = add_until(chance.randint(1, 7), served.url, gallery_world)
+        assert servers_of(used_folder)
         if database_too:
             os.kill(int((used_folder / "postgres" / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
         served.kill()
@@ -109,4 +113,12 @@ def test_killing_the_service_and_its_database(serve, gallery_world, used_folder:
     finish(served.url, gallery_world)
     assert_complete(served.url, gallery_world)
     assert served.stop() == 0
-    assert not [p for p in psutil.process_iter(["name", "cwd"]) if p.info["name"] == "postgres" and str(used_folder) in str(p.info["cwd"])]
+    assert servers_of(used_folder) == []
+
+
+def servers_of(folder: Path) -> list[int]:
+    return [
+        p.pid
+        for p in psutil.process_iter(["name", "cwd"])
+        if p.info["name"] == "postgres" and p.info["cwd"] == f"{folder}/postgres"
+    ]

@@ -125,7 +125,7 @@ def test_metadata_that_no_store_takes_is_refused(connect, gallery_world, metadat
 def test_a_device_with_swapped_channels_is_told_so_before_its_first_answer(connect, gallery_world, name: str) -> None:
     images = filled(connect, gallery_world)
     device = connect(name, bgr=True)
-    with pytest.raises(HandshakeRefusedError, match="cosine.*samespace check") as caught:
+    with pytest.raises(HandshakeRefusedError, match=r"cosine.*samespace check") as caught:
         device.search(images[0], 3)
     if name == "phone":
         assert "'bgr'" in str(caught.value)
@@ -136,7 +136,7 @@ def test_a_device_with_swapped_channels_is_told_so_before_its_first_answer(conne
 
 def test_a_model_that_was_trained_alone_is_refused(connect, gallery_world) -> None:
     filled(connect, gallery_world)
-    with pytest.raises(SpaceMismatchError, match="'fail'.*co-train"):
+    with pytest.raises(SpaceMismatchError, match=r"'fail'.*co-train"):
         connect("stranger").search(gallery_world.probes[0])
 
 
@@ -173,13 +173,14 @@ def test_k_has_bounds(connect, gallery_world, k: int) -> None:
 
 def test_a_model_that_was_not_introduced_needs_a_bundle_to_be(connect, gallery_world) -> None:
     filled(connect, gallery_world)
-    client = connect("phone")
-    with GalleryClient("http://gallery", client.embedder, transport=client._http._transport) as bare:
-        with pytest.raises(SpaceMismatchError, match="introduce it with its bundle"):
-            bare.search(gallery_world.probes[0])
+    bare = connect("phone")
+    bare._bundle = None
+    with pytest.raises(SpaceMismatchError, match="introduce it with its bundle"):
+        bare.search(gallery_world.probes[0])
 
 
-# --- What follows does not depend on the store -----------------------------------------------------------------------------------
+# --- What follows does not depend on the store
+# -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -259,7 +260,9 @@ def test_vectors_that_lie_about_their_length_are_refused(http, service, gallery_
     client = GalleryClient.open("http://gallery", gallery_world.bundle("cloud"), transport=service)
     headers = {"Authorization": f"Bearer {client.handshake().token}", "Content-Type": "application/json"}
     space_id, model_id = client.embedder.space_id, client.embedder.model_id
-    good = SearchRequest(space_id=space_id, model_id=model_id, vectors=Vectors.of(gallery_world.embed("cloud", gallery_world.probes[:2])))
+    good = SearchRequest(
+        space_id=space_id, model_id=model_id, vectors=Vectors.of(gallery_world.embed("cloud", gallery_world.probes[:2]))
+    )
     assert http.post(f"{API}/search", content=good.model_dump_json(), headers=headers).status_code == 200
     for change, code in (
         ({"count": 3}, "space_mismatch"),
@@ -298,10 +301,12 @@ def test_a_lost_database_is_reported_and_found_again(postgres_url: str, gallery_
         with psycopg.connect(admin, autocommit=True) as connection:
             connection.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")
             connection.execute("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s", (database,))
-            with pytest.raises(GalleryUnavailableError, match="no answer.*start that PostgreSQL"):
+            with pytest.raises(GalleryUnavailableError, match=r"no answer.*start that PostgreSQL"):
                 client.search(gallery_world.probes[0])
             with pytest.raises(GalleryUnavailableError):
                 client.health()
+            metrics = httpx.Client(transport=transport).get("http://gallery/metrics")
+            assert 'status="503"' in metrics.text
             connection.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
         assert client.search(gallery_world.probes[0]) == []
         transport.close()
@@ -328,8 +333,9 @@ def test_metrics_count_what_happened(http, service, gallery_world) -> None:
 
 def test_openapi_describes_every_message(http) -> None:
     description = http.get("/openapi.json").json()
-    assert {f"{API}/{path}" for path in ("health", "spaces", "models", "records", "handshake", "handshake/answer", "items", "search")} <= (
-        description["paths"].keys()
-    )
+    assert {
+        f"{API}/{path}"
+        for path in ("health", "spaces", "models", "records", "handshake", "handshake/answer", "items", "search")
+    } <= (description["paths"].keys())
     assert "Problem" in description["components"]["schemas"]
     assert http.get("/docs").status_code == 200

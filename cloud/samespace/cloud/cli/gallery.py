@@ -46,6 +46,8 @@ def serve(
     ] = None,
     database: Annotated[str | None, typer.Option("--database", help="URL of a PostgreSQL with pgvector instead.")] = None,
     memory: Annotated[bool, typer.Option("--memory", help="Keep nothing: all in memory.")] = False,
+    index: Annotated[str | None, typer.Option("--index", help="Another vector index than the store's own.")] = None,
+    index_url: Annotated[str, typer.Option("--index-url", help="URL of the index's own server, if it has one.")] = "",
     host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port to listen at; 0 takes a free one.", min=0, max=65535)] = 8765,
     runtime: _Runtime = None,
@@ -68,6 +70,8 @@ def serve(
         data=data,
         database=database,
         memory=memory,
+        index=index,
+        index_url=index_url,
         runtime=runtime,
         allow_unsigned=allow_unsigned,
         ready=ready,
@@ -93,7 +97,6 @@ def add(
         GalleryClient.open(gallery, bundle, runtime=runtime, allow_unsigned=allow_unsigned) as client,
         progress(f"Adding {images}", len(found)) as bar,
     ):
-        client.handshake()
         report = ingest(client, client.embedder, found, batch=batch, advance=bar.advance)
     if as_json:
         broken = [{"path": str(path), "reason": reason} for path, reason in report.broken]

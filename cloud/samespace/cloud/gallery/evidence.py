@@ -1,8 +1,8 @@
 """From a bundle's signed evidence to a compatibility record: the gallery measures for itself, it does not take a claim.
 
 A bundle carries, for the same probe images, what its own model makes of them and what the cloud model does
-(``probes/reference.safetensors``), and what known mistakes would give (``probes/mistakes.safetensors``). Both files are listed in
-the signed manifest, so a few hundred kilobytes prove how well the two models' vectors can be compared.
+(``probes/reference.safetensors``), and what known mistakes would give (``probes/mistakes.safetensors``). Both files are
+listed in the signed manifest, so a few hundred kilobytes prove how well the two models' vectors can be compared.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from samespace.sdk.signing import TrustStore
 
 __all__ = ["MIN_SEPARATION", "Evidence", "measured_record", "own_separation", "registered_model", "verified_evidence"]
 
-#: Where the line is drawn between comparable and not. 0.5 is chance, 1 is perfect; models that were trained alone stay near 0.5.
+#: Where the line is drawn between comparable and not. 0.5 is chance, 1 is perfect; models that were trained alone stay
+#: near 0.5.
 MIN_SEPARATION = 0.8
 _REFERENCE, _MISTAKES, _LEDGER = PROOF_FILES
 #: Of a request body; a bundle's probes stay far below it.
@@ -59,7 +60,9 @@ class Evidence:
         if len(self.own) != len(self.cloud):
             raise BundleError(f"{_REFERENCE}: 'model' has {len(self.own)} rows, 'cloud' has {len(self.cloud)}; export again")
         mistakes = _tensors(files, _MISTAKES) if _MISTAKES in files else {}
-        self.mistakes = {name: rows for name, rows in mistakes.items() if rows.shape == self.own.shape}
+        self.mistakes = {
+            name: rows for name, rows in mistakes.items() if rows.shape == self.own.shape and np.isfinite(rows).all()
+        }
         self.measured = _ledger(files.get(_LEDGER, b"[]"))
 
 
@@ -99,8 +102,8 @@ def registered_model(manifest: Manifest, signer: str | None) -> RegisteredModel:
 def measured_record(evidence: Evidence) -> CompatibilityRecord:
     """How well the model's queries and the founder's vectors can be compared.
 
-    *Separation* is the share of other pictures that a picture's own cloud embedding beats (the area under the ROC curve, per
-    query). Its 95 % interval above :data:`MIN_SEPARATION` passes, below fails, across is inconclusive.
+    *Separation* is the share of other pictures that a picture's own cloud embedding beats (the area under the ROC
+    curve, per query). Its 95 % interval above :data:`MIN_SEPARATION` passes, below fails, across is inconclusive.
     """
     separation = bootstrap_mean(own_separation(evidence.own, evidence.cloud))
     verdict = "pass" if separation.low >= MIN_SEPARATION else "fail" if separation.high < MIN_SEPARATION else "inconclusive"
@@ -165,8 +168,11 @@ def _tensors(files: Mapping[str, bytes], path: str) -> dict[str, npt.NDArray[Any
 
 
 def _ledger(data: bytes) -> list[Any]:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
     try:
-        content = json.loads(data)
+        content = json.loads(data, parse_constant=refuse)
     except ValueError as error:
         raise BundleError(f"{_LEDGER}: broken JSON ({error}); export the bundle again") from None
     return content if isinstance(content, list) else [content]

@@ -1,8 +1,8 @@
 """The gallery: who may put vectors in, who may search them, and why not. Stores and HTTP are elsewhere.
 
-Every vector passes the same questions before a store sees it: is its space here, is its model a member of it, was that model's
-pipeline seen to work (handshake), may it be compared (same model, or a passing compatibility record), has it the dimension of the
-space, is it finite and of unit norm.
+Every vector passes the same questions before a store sees it: is its space here, is its model a member of it, was that
+model's pipeline seen to work (handshake), may it be compared (same model, or a passing compatibility record), has it
+the dimension of the space, is it finite and of unit norm.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ class Gallery:
         by_name = {challenge.name: challenge for challenge in self._registry.challenges(serving)}
         if len(answer) != len(content["names"]) or not set(content["names"]) <= by_name.keys():
             raise HandshakeRefusedError(
-                f"the challenge has {len(content['names'])} pictures, the answer {len(answer)} embeddings; embed each picture of "
-                "the challenge, in its order"
+                f"the challenge has {len(content['names'])} pictures, the answer {len(answer)} embeddings; embed each "
+                "picture of the challenge, in its order"
             )
         expected = np.stack([by_name[name].embedding for name in content["names"]])
         record = self.members.comparable(claim, serving)
@@ -173,8 +173,8 @@ class Gallery:
         space, serving = self._same(claim, space_id, model_id), self.members.serving(claim.space_id)
         if model_id != serving:
             raise SpaceMismatchError(
-                f"this gallery is made of vectors of the model {serving}, not of {model_id}: {model_id} may search it, not fill it; "
-                "embed with the bundle of the serving model"
+                f"this gallery is made of vectors of the model {serving}, not of {model_id}: {model_id} may search "
+                "it, not fill it; embed with the bundle of the serving model"
             )
         rows = checked_vectors(
             vectors, space.dim, space.space_id, lambda row: f"item {ids[row]!r}" if row < len(ids) else f"vector {row}"
@@ -250,12 +250,12 @@ class Gallery:
         """The vectors are of the space and the model that shook hands."""
         if space_id != claim.space_id:
             raise SpaceMismatchError(
-                f"the vectors are of the space {space_id}, the handshake was for {claim.space_id}: they cannot be compared; "
-                "shake hands with a bundle of that space"
+                f"the vectors are of the space {space_id}, the handshake was for {claim.space_id}: they cannot be "
+                "compared; shake hands with a bundle of that space"
             )
         if model_id != claim.model_id:
             raise SpaceMismatchError(
-                f"the vectors are of the model {model_id}, the handshake was for {claim.model_id}; shake hands with that model's "
-                "bundle"
+                f"the vectors are of the model {model_id}, the handshake was for {claim.model_id}; shake hands with "
+                "that model's bundle"
             )
         return self.members.space(space_id)

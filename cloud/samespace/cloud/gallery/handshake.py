@@ -28,8 +28,10 @@ class HandshakePolicy:
 
     Attributes:
         pictures: challenges that a device must embed.
-        deviations: standard errors by which the mean cosine may lie below the record's: 4 refuses a good device once in 30,000.
-        slack: or, if that is more, this much of cosine: the challenges are not the pictures that the record was measured on.
+        deviations: standard errors by which the mean cosine may lie below the record's: 4 refuses a good device once in
+            30,000.
+        slack: or, if that is more, this much of cosine: the challenges are not the pictures that the record was
+            measured on.
         answer_seconds: a device has so long to embed them.
         token_seconds: so long it may search before it shakes hands again.
     """
@@ -55,8 +57,8 @@ def judge_same_model(
 ) -> Judgement:
     """The device runs the gallery's own model: every embedding must be the gallery's, up to its precision.
 
-    The bundle's gate bounds the angle to the float model; answer and expectation may each be that far off, on opposite sides, and
-    ``1 - cos(2a)`` is ``4 (1 - cos(a))`` for small angles a.
+    The bundle's gate bounds the angle to the float model; answer and expectation may each be that far off, on opposite
+    sides, and ``1 - cos(2a)`` is ``4 (1 - cos(a))`` for small angles a.
     """
     cosines = np.einsum("ij,ij->i", answer.astype(np.float64), expected.astype(np.float64))
     gate = gates.get(precision, {}).get("worst_cosine", _DEFAULT_GATES[precision])
@@ -74,8 +76,9 @@ def judge_by_record(
 ) -> Judgement:
     """The device runs another model: its embeddings must lie as near to the gallery's as the compatibility record says.
 
-    Both must hold: each picture's own gallery embedding is nearer than other pictures' (separation), and the mean cosine is not
-    below the record's. The second finds what the first forgives: swapped channels shift all embeddings a little.
+    Both must hold: each picture's own gallery embedding is nearer than other pictures' (separation), and the mean
+    cosine is not below the record's. The second finds what the first forgives: swapped channels shift all embeddings a
+    little.
     """
     cosines = np.einsum("ij,ij->i", answer.astype(np.float64), expected.astype(np.float64))
     separations = own_separation(answer, expected)
@@ -83,8 +86,8 @@ def judge_by_record(
     measured = {"mean_cosine": mean, "separation": separation, "pictures": float(n)}
     if separation + _SEPARATION_DEVIATIONS * float(separations.std()) / math.sqrt(n) < MIN_SEPARATION:
         reason = (
-            f"the gallery's own embedding of a picture beats only {separation:.0%} of the others, {MIN_SEPARATION:.0%} are "
-            f"needed (mean cosine {mean:.3f})"
+            f"the gallery's own embedding of a picture beats only {separation:.0%} of the others, "
+            f"{MIN_SEPARATION:.0%} are needed (mean cosine {mean:.3f})"
         )
         return Judgement(False, reason + _cause(mean, n, report), measured)
     claimed = _numbers(report.get("cosine"))
@@ -100,18 +103,24 @@ def judge_by_record(
 
 
 def _cause(mean: float, n: int, report: Mapping[str, Any]) -> str:
-    """The known mistake whose effect comes nearest, if it is near."""
+    """The known mistakes whose effect comes near, nearest first: one number seldom tells two of them apart."""
     mistakes = report.get("mistakes")
     effects = {name: _numbers(value) for name, value in mistakes.items()} if isinstance(mistakes, Mapping) else {}
-    distances = {name: abs(mean - effect["mean"]) for name, effect in effects.items() if "mean" in effect}
-    name = min(distances, key=distances.__getitem__, default=None)
-    if name is None or distances[name] > max(_NEAR, 3 * _error(effects[name].get("std", 0.0), n, report)):
+    distances = {
+        name: abs(mean - effect["mean"])
+        for name, effect in effects.items()
+        if "mean" in effect and abs(mean - effect["mean"]) <= max(_NEAR, 3 * _error(effect.get("std", 0.0), n, report))
+    }
+    if not distances:
         return "; no known mistake explains it"
-    return f"; that is what the mistake {name!r} would give ({effects[name]['mean']:.3f})"
+    fitting = [f"{name!r} ({effects[name]['mean']:.3f})" for name in sorted(distances, key=distances.__getitem__)]
+    return f"; it fits the known mistake {' or '.join(fitting)}"
 
 
 def _error(deviation: float, n: int, report: Mapping[str, Any]) -> float:
-    """Standard error of the difference of two mean cosines: over n pictures here, and over the record's, which is uncertain too."""
+    """Standard error of the difference of two mean cosines: over n pictures here, and over the record's, which is
+    uncertain too.
+    """
     return deviation * math.sqrt(1 / n + 1 / max(1.0, _numbers(report).get("n", n)))
 
 

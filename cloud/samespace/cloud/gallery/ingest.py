@@ -1,7 +1,7 @@
 """Filling a gallery from a folder or a table of images, so that it can be killed at any moment and run again.
 
-An item's id is the SHA-256 of its file. So the same picture is one item however often and from wherever it is added, and what the
-service has acknowledged need not be embedded again.
+An item's id is the SHA-256 of its file. So the same picture is one item however often and from wherever it is added,
+and what the service has acknowledged need not be embedded again.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from samespace.sdk.embedder import Embedder
-from samespace.sdk.errors import DataError, ImageError, MissingExtraError
+from samespace.sdk.errors import ConfigError, DataError, ImageError, MissingExtraError, SpaceMismatchError
 from samespace.sdk.gallery.client import GalleryClient, NewItem
 from samespace.sdk.identity import digest
 
 __all__ = ["ImageFile", "IngestReport", "find_images", "ingest"]
 
+_PARQUET = (".parquet", ".pq")
 _SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
@@ -52,8 +53,8 @@ class IngestReport:
 def find_images(source: Path) -> list[ImageFile]:
     """The images of a folder (and the folders in it), or of a table.
 
-    A folder's images get their ``path`` below it, and the name of the folder they are in as ``label``. A table is a CSV or Parquet
-    file with the column ``path`` (relative to the table) and any others; each becomes metadata.
+    A folder's images get their ``path`` below it, and the name of the folder they are in as ``label``. A table is a CSV
+    or Parquet file with the column ``path`` (relative to the table) and any others; each becomes metadata.
 
     Raises:
         DataError: nothing is there, no image is in it, or a table without paths.
@@ -62,7 +63,9 @@ def find_images(source: Path) -> list[ImageFile]:
         paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
         images = [ImageFile(path, _from_folder(path.relative_to(source))) for path in paths]
     elif source.is_file():
-        images = [ImageFile(source.parent / row["path"], row) for row in _table(source)]
+        images = [
+            ImageFile(source.parent / row["path"], {name: text for name, text in row.items() if text}) for row in _table(source)
+        ]
     else:
         raise DataError(
             f"{source}: no such folder or table; give a folder of images, or a CSV or Parquet file with their paths"
@@ -91,9 +94,16 @@ def ingest(
 
     Raises:
         GalleryUnavailableError: the service went away; what was acknowledged is kept.
+        HandshakeRefusedError: the embedder's vectors do not fit the gallery.
         SpaceMismatchError: the embedder's model is not the one that the gallery is made of.
     """
     report, seen = IngestReport(), set[str]()
+    serving = client.handshake().serving_model_id
+    if serving != embedder.model_id:
+        raise SpaceMismatchError(
+            f"this gallery is made of vectors of the model {serving}, not of {embedder.model_id}, which may search "
+            "it, not fill it; give the bundle of the serving model (--bundle)"
+        )
     iterator: Iterator[ImageFile] = iter(images)
     while files := list(islice(iterator, batch)):
         fresh: dict[str, tuple[ImageFile, bytes]] = {}
@@ -147,33 +157,40 @@ def _from_folder(path: Path) -> dict[str, str]:
 
 def _table(path: Path) -> list[dict[str, str]]:
     suffix = path.suffix.lower()
-    if suffix not in (".csv", ".parquet"):
+    if suffix not in (".csv", *_PARQUET):
         raise DataError(f"{path}: neither a folder nor a .csv or .parquet table of images")
     try:
-        rows = _csv(path) if suffix == ".csv" else _parquet(path)
+        rows = _parquet(path) if suffix in _PARQUET else _csv(path)
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as a table ({error}); save it again") from None
-    if rows and "path" not in rows[0]:
-        raise DataError(f"{path}: has no column 'path'; it has {', '.join(rows[0])}")
-    for number, row in enumerate(rows, start=1):
+    # Rows are counted as a spreadsheet does: the header is row 1.
+    for number, row in enumerate(rows, start=2):
+        if "path" not in row:
+            raise DataError(f"{path}: has no column 'path'; it has {', '.join(row)}")
         if not row["path"]:
-            raise DataError(f"{path}: row {number} has no path")
+            raise DataError(f"{path}, row {number}: path is empty; fill it in or remove the row")
     return rows
 
 
 def _csv(path: Path) -> list[dict[str, str]]:
+    # Spreadsheets write a byte order mark.
     with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, restkey=None, strict=True)
-        return [{name: _clean(value) for name, value in row.items() if name and value is not None} for row in reader]
+        rows = csv.DictReader(file, strict=True)
+        return [{name: _clean(value or "") for name, value in row.items() if isinstance(name, str)} for row in rows]
 
 
 def _parquet(path: Path) -> list[dict[str, str]]:
     try:
         from pyarrow import parquet
     except ModuleNotFoundError:
-        raise MissingExtraError("train", "reading a Parquet table") from None
+        raise MissingExtraError("train", f"reading {path}") from None
+    except ImportError as error:
+        # It does not declare which NumPy it needs, so an installer can bring two that do not fit.
+        raise ConfigError(
+            f"{path}: pyarrow cannot be imported ({error}); install a version that fits, or save the table as CSV"
+        ) from None
     rows = parquet.read_table(path).to_pylist()
-    return [{name: _clean(str(value)) for name, value in row.items() if value is not None} for row in rows]
+    return [{name: "" if value is None else _clean(str(value)) for name, value in row.items()} for row in rows]
 
 
 def _clean(text: str) -> str:

@@ -67,8 +67,8 @@ class Membership:
         model, space = registered_model(evidence.manifest, evidence.signer), evidence.manifest.space
         if space.founder_model_id != model.model_id:
             raise SpaceMismatchError(
-                f"the space {space.space_id} was founded by the model {space.founder_model_id}, this bundle's is {model.model_id}; "
-                "found it with the cloud model's bundle"
+                f"the space {space.space_id} was founded by the model {space.founder_model_id}, this bundle's is "
+                f"{model.model_id}; found it with the cloud model's bundle"
             )
         if self._registry.alias(space.space_id, SERVING) is None:
             vectors = checked_vectors(embeddings, space.dim, space.space_id, lambda row: f"challenge {row}")
@@ -82,7 +82,8 @@ class Membership:
             self._registry.put_model(model)
             challenges = (Challenge(f"{i:05d}", image, row) for i, (image, row) in enumerate(zip(images, vectors, strict=True)))
             self._registry.put_challenges(model.model_id, tuple(challenges))
-            # Last: a space that nothing serves is not there yet, so a crash before this line leaves nothing half-founded.
+            # Last: a space that nothing serves is not there yet, so a crash before this line leaves nothing
+            # half-founded.
             self._registry.set_alias(space.space_id, SERVING, model.model_id)
         return self.introduce(evidence)
 
@@ -128,8 +129,8 @@ class Membership:
         if space is None or self._registry.alias(space_id, SERVING) is None:
             here = [s.space_id for s in self._registry.spaces() if self._registry.alias(s.space_id, SERVING) is not None]
             raise SpaceMismatchError(
-                f"the space {space_id} is not in this gallery, which holds {_listed(here)}; use a bundle of a space that is here, "
-                "or found it with its cloud bundle: samespace gallery serve --bundle"
+                f"the space {space_id} is not in this gallery, which holds {_listed(here)}; use a bundle of a space "
+                "that is here, or found it with its cloud bundle: samespace gallery serve --bundle"
             )
         return space
 
@@ -177,8 +178,8 @@ class Membership:
         entry = entry or self._registry.record(claim.model_id, serving)
         if entry is None or entry.record.space_id != claim.space_id:
             raise SpaceMismatchError(
-                f"no compatibility record says that {claim.model_id} may search vectors of {serving}; introduce its bundle, or "
-                "measure the pair and register the record. Equal dimension is not enough"
+                f"no compatibility record says that {claim.model_id} may search vectors of {serving}; introduce its "
+                "bundle, or measure the pair and register the record. Equal dimension is not enough"
             )
         if entry.record.verdict != "pass":
             raise SpaceMismatchError(
@@ -191,8 +192,8 @@ class Membership:
         known = self._registry.model(model.model_id)
         if known is not None and known.space_id != model.space_id:
             raise SpaceMismatchError(
-                f"the model {model.model_id} is a member of the space {known.space_id} here, not of {model.space_id}; serve the "
-                "other space from a database of its own"
+                f"the model {model.model_id} is a member of the space {known.space_id} here, not of {model.space_id}; "
+                "serve the other space from a database of its own"
             )
 
 

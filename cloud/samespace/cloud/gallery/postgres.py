@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 from pgvector.psycopg import register_vector
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from samespace.sdk.errors import ConfigError, GalleryError, GalleryUnavailableError
 
@@ -19,6 +19,8 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 #: Of the tables below; a database of a newer version is refused.
 _SCHEMA_VERSION = 1
+#: A server that does not even refuse must not hold up a request for minutes.
+_CONNECT_SECONDS = 10
 #: Iterative index scans came with it.
 _OLDEST_PGVECTOR = (0, 8)
 #: Any number: two services that start at once must not both make the tables.
@@ -85,7 +87,7 @@ class Database:
         except psycopg.ProgrammingError:
             # Neither the URL nor what psycopg says about it is repeated: there may be a password in it.
             raise ConfigError("--database: not a PostgreSQL URL; it looks like postgresql://user:password@host/name") from None
-        self._url = url
+        self._url = url if "connect_timeout" in parts else make_conninfo(url, connect_timeout=_CONNECT_SECONDS)
         #: For messages: where the database is, without the password.
         self.place = f"{parts.get('dbname') or 'postgres'} at {parts.get('host') or 'localhost'}"
         self._free: queue.LifoQueue[Connection | None] = queue.LifoQueue()
@@ -96,7 +98,8 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """A connection with a transaction around the block: committed (to disk) when the block ends, rolled back if it raises.
+        """A connection with a transaction around the block: committed (to disk) when the block ends, rolled back if it
+        raises.
 
         Raises:
             GalleryUnavailableError: the server does not answer; nothing was changed, or it is not known.
@@ -109,6 +112,8 @@ class Database:
             with connection.transaction():
                 yield connection
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            # What took this connection took the idle ones too; they must not fail the next callers one by one.
+            self.close()
             raise self._unavailable(error) from error
         except psycopg.Error as error:
             raise GalleryError(f"database {self.place}: {str(error).strip()}") from error
@@ -117,12 +122,15 @@ class Database:
             self._free.put(None if broken else connection)
 
     def close(self) -> None:
-        """Close the connections that are not in use."""
+        """Close the connections that are not in use; the next use opens new ones."""
+        idle: list[Connection | None] = []
         with suppress(queue.Empty):
             while True:
-                connection = self._free.get_nowait()
-                if connection is not None:
-                    connection.close()
+                idle.append(self._free.get_nowait())
+        for connection in idle:
+            if connection is not None:
+                connection.close()
+            self._free.put(None)
 
     def _connect(self) -> Connection:
         # Autocommit, because every use is inside an explicit transaction.
@@ -162,11 +170,16 @@ class Database:
                 yield connection
         except psycopg.OperationalError as error:
             raise self._unavailable(error) from error
+        except psycopg.Error as error:
+            raise GalleryError(
+                f"database {self.place}: the gallery's tables cannot be made ({str(error).strip()}); give its user the "
+                "right to create a schema, or another --database"
+            ) from error
 
     def _unavailable(self, error: BaseException) -> GalleryUnavailableError:
         return GalleryUnavailableError(
-            f"database {self.place}: no answer ({' '.join(str(error).split())}); start that PostgreSQL server, or correct "
-            "--database"
+            f"database {self.place}: no answer ({' '.join(str(error).split())}); start that PostgreSQL server, or "
+            "correct --database"
         )
 
 

@@ -1,7 +1,7 @@
 """What a gallery knows besides vectors: spaces, their models, compatibility records, aliases, handshake challenges.
 
 A :class:`Registry` only keeps and finds; what may be registered, and who may search what, is decided once, in
-:mod:`samespace.cloud.gallery.gallery`.
+:mod:`samespace.cloud.gallery.membership`.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ class Challenge:
 
 
 class Registry(Protocol):
-    """Keeps the entries of all spaces of one service. Every ``put`` is committed when it returns, and may be repeated."""
+    """Keeps the entries of all spaces of one service. Every ``put`` is committed when it returns, and may be
+    repeated.
+    """
 
     def put_space(self, space: SpaceRecord) -> None:
         """Keep a space."""

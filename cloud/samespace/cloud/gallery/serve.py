@@ -1,4 +1,4 @@
-"""Running the service: take the port, open the stores, found the space, answer until told to stop, leave nothing behind."""
+"""Running the service: take the port, open the stores, found the space, answer until told to stop, clean up."""
 
 from __future__ import annotations
 
@@ -52,6 +52,8 @@ def found_from_bundle(
         SignatureError: the bundle's signer is not trusted.
     """
     evidence = verified_evidence(proof_of(bundle), trust or TrustStore.default(), allow_unsigned=allow_unsigned)
+    if any(summary.space == bundle.manifest.space for summary in gallery.spaces()):
+        return gallery.members.introduce(evidence)
     images, embeddings = make_challenges(bundle, embedder)
     return gallery.found(evidence, images, embeddings)
 
@@ -65,6 +67,8 @@ def serve_gallery(
     memory: bool,
     runtime: str | None,
     allow_unsigned: bool,
+    index: str | None = None,
+    index_url: str = "",
     ready: Callable[[str, str, list[dict[str, str | int]]], None],
 ) -> None:
     """Serve until SIGINT or SIGTERM; then let open requests end and stop the embedded server.
@@ -89,7 +93,7 @@ def serve_gallery(
     with (
         _told_to_stop(),
         _listening(address) as listener,
-        open_stores(data=data, database=database, memory=memory) as stores,
+        open_stores(data=data, database=database, memory=memory, index=index, index_url=index_url) as stores,
         Gallery(stores.registry, stores.index) as gallery,
     ):
         if opened is not None:
@@ -129,8 +133,8 @@ def _listening(address: Address) -> Iterator[socket.socket]:
             listener.listen(128)
         except OSError as error:
             raise ConfigError(
-                f"cannot listen at {address.host}:{address.port} ({error.strerror}); is another gallery running there? stop it, or "
-                "choose another --port (0 takes a free one)"
+                f"cannot listen at {address.host}:{address.port} ({error.strerror}); is another gallery running "
+                "there? stop it, or choose another --port (0 takes a free one)"
             ) from None
         yield listener
 

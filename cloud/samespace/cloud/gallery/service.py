@@ -1,7 +1,7 @@
 """The gallery over HTTP: FastAPI, JSON, problems with stable codes, Prometheus metrics, OpenAPI at ``/docs``.
 
-Who may do what: registering needs a signature that the service trusts; everything about vectors needs the token of a passed
-handshake; health and metrics are open. Put TLS and a limit on request sizes before it (any reverse proxy).
+Who may do what: registering needs a signature that the service trusts; everything about vectors needs the token of a
+passed handshake; health and metrics are open. Put TLS and a limit on request sizes before it (any reverse proxy).
 """
 
 from __future__ import annotations
@@ -128,8 +128,12 @@ def health(gallery: _Gallery) -> GalleryHealth:
 
 @_routes.get("/metrics", response_class=Response)
 def metrics(gallery: _Gallery, metrics: _Metrics) -> Response:
-    """For Prometheus."""
-    return Response(metrics.exposition(gallery.spaces()), media_type=metrics.content_type)
+    """For Prometheus. What is counted here can be had when the store does not answer, too."""
+    try:
+        spaces = gallery.spaces()
+    except GalleryError:
+        spaces = ()
+    return Response(metrics.exposition(spaces), media_type=metrics.content_type)
 
 
 @_routes.post(f"{API}/spaces")

@@ -9,7 +9,8 @@ from samespace.sdk.signing import PublicKey, SigningKey, TrustStore
 
 __all__ = ["signed_record", "verified_record"]
 
-#: Goes before the record into what is signed, so that no signature of ours over something else can be passed off as this.
+#: Goes before the record into what is signed, so that no signature of ours over something else can be passed off as
+#: this.
 _PURPOSE = b"samespace compatibility record\n"
 
 
@@ -36,8 +37,8 @@ def verified_record(message: SignedRecord, trust: TrustStore, *, allow_unsigned:
         raise SignatureError(f"the signature does not fit {name}: one of them was changed; sign it again")
     if trust.find(key) is None and not allow_unsigned:
         raise SignatureError(
-            f"{name} is signed by the key {key.key_id}, which this gallery does not trust; run 'samespace keys trust FILE' where "
-            "the gallery runs"
+            f"{name} is signed by the key {key.key_id}, which this gallery does not trust; run 'samespace keys trust "
+            "FILE' where the gallery runs"
         )
     return key.key_id
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from samespace.cloud.gallery.indexes.base import VectorIndex
-from samespace.cloud.gallery.indexes.memory import MemoryIndex
+from samespace.cloud.gallery.indexes.registry import open_index
 from samespace.cloud.gallery.registries.memory import MemoryRegistry
 from samespace.cloud.gallery.registry import Registry
 from samespace.sdk.errors import ConfigError, MissingExtraError
@@ -26,36 +26,47 @@ class Stores:
 
 
 @contextmanager
-def open_stores(*, data: Path | None = None, database: str | None = None, memory: bool = False) -> Iterator[Stores]:
-    """Exactly one of the three; closed (and the embedded server stopped) at the end of the block.
+def open_stores(
+    *,
+    data: Path | None = None,
+    database: str | None = None,
+    memory: bool = False,
+    index: str | None = None,
+    index_url: str = "",
+) -> Iterator[Stores]:
+    """A registry in exactly one of three places, and an index; closed at the end of the block.
 
     Args:
-        data: folder of an embedded PostgreSQL; made if it is not there.
+        data: folder of an embedded PostgreSQL; made if it is not there, stopped at the end.
         database: URL of a PostgreSQL with pgvector.
         memory: nothing outlives the process.
+        index: name of another vector index than the one that fits the place.
+        index_url: of that index's own server, if it has one.
 
     Raises:
-        ConfigError: none or several were given, or they cannot be used.
+        ConfigError: none or several places were given, or they cannot be used.
         GalleryError: the folder is owned by a running process, or the database cannot be used.
         GalleryUnavailableError: no server answers at the URL.
     """
     if (data is not None) + (database is not None) + memory != 1:
         raise ConfigError("say where the gallery is kept: one of --data DIR, --database URL and --memory")
     if memory:
-        yield Stores(MemoryRegistry(), MemoryIndex(), "memory (gone when this process ends)")
+        vectors = open_index(index or "memory", index_url)
+        yield Stores(MemoryRegistry(), vectors, "memory (gone when this process ends)")
     elif database is not None:
-        with _postgres(database, None) as stores:
+        with _postgres(database, index, index_url, None) as stores:
             yield stores
     else:
         from samespace.cloud.gallery.embedded import EmbeddedPostgres
 
         assert data is not None
-        with EmbeddedPostgres(data) as server, _postgres(server.url, f"the embedded PostgreSQL in {data}") as stores:
+        place = f"the embedded PostgreSQL in {data}"
+        with EmbeddedPostgres(data) as server, _postgres(server.url, index, index_url, place) as stores:
             yield stores
 
 
 @contextmanager
-def _postgres(url: str, place: str | None) -> Iterator[Stores]:
+def _postgres(url: str, index: str | None, index_url: str, place: str | None) -> Iterator[Stores]:
     try:
         from samespace.cloud.gallery.indexes.pgvector import PgVectorIndex
         from samespace.cloud.gallery.postgres import Database
@@ -64,6 +75,8 @@ def _postgres(url: str, place: str | None) -> Iterator[Stores]:
         raise MissingExtraError("gallery", "a gallery in PostgreSQL") from None
     database = Database(url)
     try:
-        yield Stores(PostgresRegistry(database), PgVectorIndex(database), place or f"PostgreSQL, {database.place}")
+        # In the registry's own database and through its connections, unless something else is asked for.
+        vectors = open_index(index or "pgvector", index_url) if index or index_url else PgVectorIndex(database)
+        yield Stores(PostgresRegistry(database), vectors, place or f"PostgreSQL, {database.place}")
     finally:
         database.close()

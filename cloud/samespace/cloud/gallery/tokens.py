@@ -1,4 +1,4 @@
-"""Tokens that only this service can make: what it once said, signed with its secret, so that it need not remember it."""
+"""Tokens that only this service can make: what it once said, under its seal, so that it need not remember it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Vectors are judged here, before any store sees them: stores disagree wildly on NaN, zero norms and wrong dimensions."""
+"""Vectors are judged here, before any store sees them: stores disagree wildly on NaN, zero norms and wrong
+dimensions.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,8 @@ def checked_vectors(
     wide = rows.astype(np.float64)
     for row in np.flatnonzero(~np.isfinite(wide).all(axis=1)).tolist()[:1]:
         raise EmbeddingError(
-            f"{name(row)} holds NaN or infinite values; the device's runtime is broken for this model: run 'samespace check', "
-            "and embed again"
+            f"{name(row)} holds NaN or infinite values; the device's runtime is broken for this model: run 'samespace "
+            "check', and embed again"
         )
     norms = np.linalg.norm(wide, axis=1)
     for row in np.flatnonzero(norms == 0).tolist()[:1]:
@@ -44,7 +46,7 @@ def checked_vectors(
         )
     for row in np.flatnonzero(np.abs(norms - 1) > NORM_TOLERANCE).tolist()[:1]:
         raise EmbeddingError(
-            f"{name(row)} has norm {norms[row]:.4g} instead of 1; the L2 normalisation is missing: use the artifact's output as it "
-            "is, or divide by the norm"
+            f"{name(row)} has norm {norms[row]:.4g} instead of 1; the L2 normalisation is missing: use the artifact's "
+            "output as it is, or divide by the norm"
         )
     return (wide / norms[:, None]).astype(np.float32)

@@ -7,7 +7,6 @@ on a device never loads torch, and ``samespace --help`` loads nothing at all.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import Annotated
 
@@ -51,10 +50,10 @@ def main(arguments: list[str] | None = None) -> None:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     commands = {entry.name: entry for entry in entry_points(group="samespace.commands")}
+    name = arguments[0] if arguments else ""
     try:
-        if arguments and arguments[0] in commands:
-            name = arguments[0]
-            _load(commands[name])(args=arguments[1:], prog_name=f"samespace {name}")
+        if name in commands:
+            _run(commands[name], arguments[1:])
         _overview(sorted(commands, key=[*COMMANDS, *sorted(commands)].index))(args=arguments, prog_name="samespace")
         sys.exit(0)
     except SamespaceError as error:
@@ -62,10 +61,11 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(1)
 
 
-def _load(entry: EntryPoint) -> Callable[..., object]:
+def _run(entry: EntryPoint, arguments: list[str]) -> None:
     try:
-        return typer.main.get_command(entry.load())
+        typer.main.get_command(entry.load())(args=arguments, prog_name=f"samespace {entry.name}")
     except ModuleNotFoundError as error:
+        # Commands import what they need when it is needed, so a missing package shows here, at the latest.
         top = (error.name or "").split(".")[0]
         if top not in _EXTRAS:
             raise

@@ -42,8 +42,9 @@ class Hit:
 class VectorIndex(Protocol):
     """Keeps unit-norm vectors, each under the model that made it and an item id.
 
-    The caller (:class:`~samespace.cloud.gallery.gallery.Gallery`) has validated every argument: an index never sees NaN, a
-    vector of another dimension, or a model that was not prepared. What is written is committed when the call returns.
+    The caller (:class:`~samespace.cloud.gallery.gallery.Gallery`) has validated every argument: an index never sees
+    NaN, a vector of another dimension, or a model that was not prepared. What is written is committed when the call
+    returns.
     """
 
     def prepare(self, model_id: str, dim: int) -> None:
@@ -90,8 +91,8 @@ class VectorIndex(Protocol):
 def cosine_scores(query: npt.NDArray[np.float32], vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """Cosines of one ``(d,)`` query with ``(n, d)`` vectors, all unit norm.
 
-    Computed in float64 and rounded to 7 decimals, which is what float32 vectors carry: equal vectors get equal scores wherever
-    they stand in a matrix, so that ties are ties in every index.
+    Computed in float64 and rounded to 7 decimals, which is what float32 vectors carry: equal vectors get equal scores
+    wherever they stand in a matrix, so that ties are ties in every index.
     """
     return np.round(vectors.astype(np.float64) @ query.astype(np.float64), 7)
 

@@ -1,7 +1,7 @@
 """Vectors in PostgreSQL with pgvector: one table, and for each model an HNSW index over just its rows.
 
-A partial index per model keeps recall where a filter over a common index would lose it, lets models of several dimensions share
-the table, and lets a switch of models be one transaction with the registry's.
+A partial index per model keeps recall where a filter over a common index would lose it, lets models of several
+dimensions share the table, and lets a switch of models be one transaction with the registry's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ __all__ = ["PgVectorIndex"]
 _MAX_STORED = 16_000
 #: pgvector indexes no vector that is longer; longer ones are compared one by one.
 _MAX_INDEXED = 2_000
-#: The database adds up in float32; a few more rows than asked for are ranked again in float64, so that all indexes agree.
+#: The database adds up in float32; a few more rows than asked for are ranked again in float64, so that all indexes
+#: agree.
 _SPARE = 16
 
 
@@ -70,7 +71,8 @@ class PgVectorIndex:
         with self._database.transaction() as connection:
             if not exact:
                 connection.execute("SET LOCAL hnsw.iterative_scan = strict_order")
-                connection.execute(f"SET LOCAL hnsw.ef_search = {min(1000, max(100, 2 * (k + _SPARE)))}")
+                effort = sql.Literal(min(1000, max(100, 2 * (k + _SPARE))))
+                connection.execute(sql.SQL("SET LOCAL hnsw.ef_search = {}").format(effort))
             statement = _nearest(_checked(model_id), dim, exact=exact)
             return [self._ranked(connection, statement, query, k) for query in queries]
 
@@ -109,8 +111,9 @@ class PgVectorIndex:
 
 
 def _nearest(model_id: str, dim: int, *, exact: bool) -> sql.Composed:
-    # Written out, not passed as a parameter: only then does the planner know which partial index fits. Without the cast no
-    # index fits, and every row is compared. pgvector's <#> is the negative inner product, so ascending is nearest first.
+    # Written out, not passed as a parameter: only then does the planner know which partial index fits. Without the cast
+    # no index fits, and every row is compared. pgvector's <#> is the negative inner product, so ascending is nearest
+    # first.
     column = sql.SQL("embedding") if exact else sql.SQL("(embedding::vector({}))").format(sql.Literal(dim))
     return sql.SQL(
         "SELECT item_id, embedding, metadata FROM items WHERE model_id = {model} ORDER BY {column} <#> %b{tie} LIMIT %s"

@@ -11,7 +11,9 @@ __all__ = ["MemoryRegistry"]
 
 
 class MemoryRegistry:
-    """Implements :class:`~samespace.cloud.gallery.registry.Registry` with dictionaries; safe to share between threads."""
+    """Implements :class:`~samespace.cloud.gallery.registry.Registry` with dictionaries; safe to share between
+    threads.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
