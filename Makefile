@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
+.DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -11,7 +12,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SIZE ?= full
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help npm setup demo test lint bench clean
+
+npm:
+	@tools/require.sh npm
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,8 +32,7 @@ $(VENV)/.done: pyproject.toml constraints.txt tools/require.sh
 	$(PIP) install --quiet --progress-bar off -c constraints.txt -e '.[dev]' tflite-runtime
 	touch $@
 
-demo: setup  ## Train, export, check and search on real images; writes build/demo/index.html
-	@tools/require.sh npm
+demo: npm setup  ## Train, export, check and search on real images; writes build/demo/index.html
 	$(BIN)/python examples/ship_to_phone/demo.py --size $(SIZE) --output build/demo
 
 lint: setup  ## Formatting, style, types and import layers
@@ -37,9 +40,8 @@ lint: setup  ## Formatting, style, types and import layers
 	echo "import layers" && $(BIN)/lint-imports --no-cache
 	echo "types" && $(BIN)/pyright --pythonpath $(BIN)/python
 
-test: lint  ## All checks and tests, at CI size
-	@tools/require.sh npm
-	echo "tests"
+test: npm lint  ## All checks and tests, at CI size
+	@echo "tests"
 	$(BIN)/python -m pytest -n 2
 
 bench: setup  ## Run one benchmark: make bench NAME=embedder_overhead

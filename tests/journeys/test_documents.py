@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from samespace.cloud.recipe import load_recipe
+from samespace.edge.models.registry import build_model
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
@@ -88,19 +91,37 @@ def test_every_block_of_the_readme_runs(newcomer: tuple[Path, dict[str, str]]) -
     assert ran >= 8
 
 
-def test_make_targets_of_the_readme_exist() -> None:
-    for _, block in BLOCKS:
-        for command in commands(block):
-            if command.startswith("make "):
-                target = command.split()[1]
-                subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
-
-
-@pytest.mark.parametrize(
-    "document", ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+DOCUMENTS = sorted(
+    str(path.relative_to(ROOT))
+    for pattern in ("*.md", "docs/*.md", "benchmarks/*.md", "examples/*/*.md")
+    for path in ROOT.glob(pattern)
 )
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_make_commands_are_targets(document: str) -> None:
+    blocks = re.findall(r"^```bash\n(.*?)^```$", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
+    for command in (line for block in blocks for line in commands(block)):
+        if command.startswith("make "):
+            words = command.split("#")[0].split()
+            result = subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, capture_output=True, text=True)
+            assert result.returncode == 0, f"{command}\n{result.stderr}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_somewhere(document: str) -> None:
     path = ROOT / document
     for target in LINK.findall(path.read_text()):
         if not target.startswith(("http:", "https:")):
             assert (path.parent / target).exists(), f"{document} links to {target}"
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_the_recipes_of_the_guide_are_recipes(number: int, tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "recipes.md").read_text()
+    recipes = re.findall(r"^```toml\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    assert len(recipes) == 2
+    (tmp_path / "recipe.toml").write_text(recipes[number])
+    recipe = load_recipe(tmp_path / "recipe.toml", "full")
+    for model in recipe.models.values():
+        build_model(model.family, model.builder_arguments)
