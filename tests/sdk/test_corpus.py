@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from samespace.sdk import Bundle, Embedder, ProbeSet, TrustStore
 from samespace.sdk.check import Gate
 from samespace.sdk.metrics import cosine, worst_percentile
