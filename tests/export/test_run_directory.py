@@ -15,6 +15,7 @@ from PIL import Image
 from samespace.export import load_model, read_run
 from samespace.export.mistakes import resized_without_antialias
 from samespace.export.torch_runtime import TorchRuntime
+from samespace.sdk.bundle import Bundle
 from samespace.sdk.cli import main
 from samespace.sdk.errors import ConfigError, IntegrityError
 from samespace.sdk.preprocess import Preprocess
@@ -119,6 +120,15 @@ def test_what_cannot_be_exported_is_said_in_one_line_and_writes_nothing(
     assert said in captured.err
     assert captured.out == ""
     assert list(work.iterdir()) == []
+
+
+def test_a_bundle_named_like_a_model_is_that_models(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "residual.samespace"
+    with pytest.raises(SystemExit) as caught:
+        main(["export", str(good), "-o", str(target), "--artifact", "onnx", "--unsigned", "--json"])
+    assert caught.value.code == 0, capsys.readouterr().err
+    manifest = Bundle.open(target, allow_unsigned=True).manifest
+    assert manifest.model_id == read_run(good).models["residual"].record.model_id
 
 
 def test_resizing_without_antialias_takes_single_pixels() -> None:

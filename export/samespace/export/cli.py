@@ -20,7 +20,7 @@ __all__ = ["app"]
 app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
 
 
-@app.command(epilog="Example: samespace export runs/icons --model phone -o phone.samespace")
+@app.command(epilog="Example: samespace export runs/icons -o phone.samespace")
 def export(
     run: Annotated[Path, typer.Argument(help="Run directory that 'samespace train' wrote.", show_default=False)],
     output: Annotated[
@@ -52,7 +52,8 @@ def export(
 ) -> None:
     """Write a run's models as bundles: ONNX, TFLite and Core ML, verified against the torch models before anything is written.
 
-    One model goes to the bundle OUTPUT; several go to the folder OUTPUT, each as NAME.samespace.
+    One model goes to the bundle OUTPUT (which may name it: -o phone.samespace); several go to the folder OUTPUT, each as
+    NAME.samespace.
     """
     # The key comes first: nobody should wait for conversions to learn that there is none.
     signer = _signer(key, unsigned)
@@ -63,7 +64,7 @@ def export(
 
     artifacts = parse_artifacts(artifact or [])
     source = read_run(run)
-    models = source.choose(tuple(model or ()))
+    models = source.choose(tuple(model or ()) or _named_by(output, source))
     targets = _targets(source, models, output)
     with progress("Exporting", total=2 * len(models) * len(artifacts)) as bar:
         exported = export_run(
@@ -85,6 +86,12 @@ def _signer(key: Path | None, unsigned: bool) -> SigningKey | None:
             "no key to sign with: make one with 'samespace keys new default', name one with --key, or pass --unsigned"
         )
     return SigningKey.load(key)
+
+
+def _named_by(output: Path, run: Run) -> tuple[str, ...]:
+    """``-o phone.samespace`` means the model ``phone``, where the run has one of that name."""
+    name = output.name.split(".")[0]
+    return (name,) if output.suffix in (".samespace", ".zip") and name in run.models else ()
 
 
 def _targets(run: Run, models: Sequence[RunModel], output: Path) -> list[Path]:
