@@ -43,5 +43,7 @@ def test_nothing_is_said_when_all_is_there() -> None:
 
 @pytest.mark.parametrize("target", ["demo", "test"])
 def test_a_target_looks_for_its_tools_before_it_works(target: str) -> None:
-    plan = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    plan = subprocess.run(
+        ["make", "--no-print-directory", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert "require.sh npm" in plan.splitlines()[0]
