@@ -15,7 +15,7 @@ from pictures import SheetRow, contact_sheet, png_bytes, training_curves
 from table import Row, Table
 
 from samespace.cloud.data.emoji import attribution
-from samespace.sdk.evidence import EvidenceRecord, commit_id, write_ledger
+from samespace.sdk.evidence import EvidenceRecord, commit_id, measured_text, write_ledger
 from samespace.sdk.files import atomic_write
 from samespace.sdk.metrics import Estimate
 
@@ -81,7 +81,7 @@ def claims(demo: Demo, figures: Figures) -> list[EvidenceRecord]:
             compatible,
             compatible.value >= 0.38 and gain.value >= 0.03,
             f"R@1 is {compatible.text()} and {gain.text()} points above the mapped control",
-            {"R@1 %": 100 * compatible.value, "points above Procrustes": 100 * gain.value},
+            {"R@1 %": 100 * compatible.value, **_points("points above Procrustes", gain)},
         ),
         _record(
             common,
@@ -106,7 +106,8 @@ def claims(demo: Demo, figures: Figures) -> list[EvidenceRecord]:
             None,
             ratio >= _MAC_RATIO and all(margin.low > 0 for margin in margins.values()),
             "the interval of a paired difference reaches 0, or the ratio is too small",
-            {"MACs ratio": ratio} | {f"points above {name}": 100 * margin.value for name, margin in margins.items()},
+            {"MACs ratio": ratio}
+            | {k: v for name, gap in margins.items() for k, v in _points(f"points above {name}", gap).items()},
             n=len(table.query_labels),
         ),
     ]
@@ -148,7 +149,7 @@ def _page(demo: Demo, figures: Figures, records: Sequence[EvidenceRecord], sheet
         sheet_png=base64.b64encode(sheet).decode(),
         curves_png=base64.b64encode(training_curves(demo.folder / "log.jsonl")).decode(),
         groups=table.groups(),
-        records=[{**record.model_dump(), "measured_text": _measured(record)} for record in records],
+        records=[{**record.model_dump(), "measured_text": measured_text(record)} for record in records],
         n_query=len(table.query_labels),
         n_gallery=len(table.gallery_labels),
         n_classes=len(set(table.gallery_labels)),
@@ -199,13 +200,9 @@ def _percent(row: Row) -> str:
     return f"{percent:.0f} %" if percent >= 1 else f"{percent:.1f} %"
 
 
-def _measured(record: EvidenceRecord) -> str:
-    values = record.measured if isinstance(record.measured, dict) else {"": record.measured}
-    # Cosines differ from 1 far behind the point; everything else is read to a tenth.
-    text = ", ".join(
-        f"{name} {f'{value:.7f}' if 'cosine' in name else f'{value:.2f}'}".strip() for name, value in values.items()
-    )
-    return text + (f" [{record.ci95[0]:.1f}, {record.ci95[1]:.1f}]" if record.ci95 else "")
+def _points(name: str, difference: Estimate) -> dict[str, float]:
+    """A paired difference with the ends of its 95 % interval, in points."""
+    return {name: 100 * difference.value, f"{name}, low": 100 * difference.low, f"{name}, high": 100 * difference.high}
 
 
 def _device() -> str:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from samespace.sdk.errors import ConfigError
 from samespace.sdk.files import atomic_write
 
-__all__ = ["EvidenceRecord", "commit_id", "markdown_table", "read_ledger", "write_ledger"]
+__all__ = ["EvidenceRecord", "commit_id", "markdown_table", "measured_text", "read_ledger", "write_ledger"]
 
 
 class EvidenceRecord(BaseModel):
@@ -86,15 +86,18 @@ def markdown_table(records: Sequence[EvidenceRecord]) -> str:
     """The records as a Markdown table, for the documents that quote them."""
     lines = ["| id | claim | bar | measured | n | holds |", "|---|---|---|---|---|---|"]
     for record in records:
-        measured = (
-            ", ".join(f"{name} {_number(value)}" for name, value in record.measured.items())
-            if isinstance(record.measured, dict)
-            else _number(record.measured)
-        )
-        interval = f" [{_number(record.ci95[0])}, {_number(record.ci95[1])}]" if record.ci95 else ""
         holds = "yes" if record.holds else f"**no**: {record.reason}"
-        lines.append(f"| {record.id} | {record.claim} | {record.bar} | {measured}{interval} | {record.n} | {holds} |")
+        lines.append(f"| {record.id} | {record.claim} | {record.bar} | {measured_text(record)} | {record.n} | {holds} |")
     return "\n".join(lines) + "\n"
+
+
+def measured_text(record: EvidenceRecord) -> str:
+    """What was measured, in words; the interval is that of the first value."""
+    values = record.measured if isinstance(record.measured, dict) else {"": record.measured}
+    words = [f"{name} {_number(value)}".strip() for name, value in values.items()]
+    if record.ci95:
+        words[0] += f" [{_number(record.ci95[0])}, {_number(record.ci95[1])}]"
+    return ", ".join(words)
 
 
 def _number(value: Any) -> str:
