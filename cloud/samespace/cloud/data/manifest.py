@@ -14,7 +14,8 @@ from samespace.cloud.data.config import ManifestConfig
 from samespace.cloud.data.files import FileImages, open_files
 from samespace.cloud.data.images import Item
 from samespace.cloud.data.splits import PARTS, check_parts
-from samespace.sdk.errors import ConfigError, DataError, MissingExtraError
+from samespace.cloud.parquet import load_pyarrow
+from samespace.sdk.errors import DataError
 
 __all__ = ["open_manifest"]
 
@@ -53,16 +54,7 @@ def _read_csv(path: Path) -> Sequence[Mapping[str, str]]:
 
 
 def _read_parquet(path: Path) -> Sequence[Mapping[str, str]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ModuleNotFoundError:
-        raise MissingExtraError("train", f"reading {path}") from None
-    except ImportError as error:
-        # pyarrow does not declare which NumPy it needs, so an installer can bring two that do not fit.
-        raise ConfigError(
-            f"{path}: pyarrow cannot be imported ({error}); install a version that fits, or save as CSV"
-        ) from error
+    pyarrow = load_pyarrow(path)
     try:
         schema = pyarrow.parquet.read_schema(path)
         _check_columns(path, schema.names)

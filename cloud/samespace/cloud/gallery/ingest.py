@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from samespace.cloud.parquet import load_pyarrow
 from samespace.sdk.embedder import Embedder
-from samespace.sdk.errors import ConfigError, DataError, ImageError, MissingExtraError, SpaceMismatchError
+from samespace.sdk.errors import DataError, ImageError, SpaceMismatchError
 from samespace.sdk.gallery.client import GalleryClient, NewItem
 from samespace.sdk.identity import digest
 
@@ -180,16 +181,7 @@ def _csv(path: Path) -> list[dict[str, str]]:
 
 
 def _parquet(path: Path) -> list[dict[str, str]]:
-    try:
-        from pyarrow import parquet
-    except ModuleNotFoundError:
-        raise MissingExtraError("train", f"reading {path}") from None
-    except ImportError as error:
-        # It does not declare which NumPy it needs, so an installer can bring two that do not fit.
-        raise ConfigError(
-            f"{path}: pyarrow cannot be imported ({error}); install a version that fits, or save the table as CSV"
-        ) from None
-    rows = parquet.read_table(path).to_pylist()
+    rows = load_pyarrow(path).parquet.read_table(path).to_pylist()
     return [{name: "" if value is None else _clean(str(value)) for name, value in row.items()} for row in rows]
 
 
