@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
-from machine import describe
 
 from samespace.edge.models.registry import build_model
 from samespace.export import DeviceGraph
 from samespace.export.formats import exporter_class
 from samespace.export.formats.base import artifact_of
-from samespace.sdk import Embedder, ModelRecord, Preprocess, RuntimeOptions, SpaceRecord, write_bundle
+from samespace.sdk import Bundle, Embedder, ModelRecord, Preprocess, RuntimeOptions, SpaceRecord, write_bundle
 from samespace.sdk.bundle import artifact_id
-from samespace.sdk.evidence import EvidenceRecord, commit_id, write_ledger
+from samespace.sdk.evidence import EvidenceRecord, commit_id, describe_machine, write_ledger
+from samespace.sdk.runtimes.registry import open_runtime
 
 ROOT = Path(__file__).parents[1]
 BATCH, ROUNDS, SEED, BAR = 32, 300, 0, 1.05
@@ -33,7 +33,7 @@ def main() -> None:
     seconds = import_seconds()
     common = {
         "seeds": (SEED,),
-        "device": describe(),
+        "device": describe_machine(),
         "command": "make bench NAME=embedder_overhead",
         "commit": commit_id(ROOT),
     }
@@ -111,9 +111,6 @@ def overhead() -> tuple[float, float, float]:
 
 def trusted(path: Path) -> Embedder:
     """An Embedder on the bundle's artifact in this process, one thread."""
-    from samespace.sdk.bundle import Bundle
-    from samespace.sdk.runtimes.registry import open_runtime
-
     bundle = Bundle.open(path, allow_unsigned=True)
     return Embedder(bundle.manifest, open_runtime(bundle.artifact("onnx"), "onnx", RuntimeOptions(threads=1, batch_size=BATCH)))
 

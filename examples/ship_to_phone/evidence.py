@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import base64
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from measure import CONTROL, SHEET_ARTIFACT, Demo
+from measure import ARTIFACTS, CONTROL, SHEET_ARTIFACT, Demo
 from pictures import SheetRow, contact_sheet, png_bytes, training_curves
 from table import Row, Table
 
 from samespace.cloud.data.emoji import attribution
-from samespace.sdk.evidence import EvidenceRecord, commit_id, measured_text, write_ledger
+from samespace.sdk.evidence import EvidenceRecord, commit_id, describe_machine, measured_text, write_ledger
 from samespace.sdk.files import atomic_write
 from samespace.sdk.metrics import Estimate
 
@@ -49,14 +47,16 @@ def claims(demo: Demo, figures: Figures) -> list[EvidenceRecord]:
     table, cloud = figures.table, demo.recipe.cloud
     rows = {row.name: row for row in table.rows}
     command = "make demo" if figures.size == "full" else f"make demo SIZE={figures.size}"
-    common = {"seeds": (demo.seed,), "device": _device(), "command": command, "commit": commit_id(HERE)}
+    common = {"seeds": (demo.seed,), "device": describe_machine(), "command": command, "commit": commit_id(HERE)}
 
     control = rows[f"{CONTROL} → {cloud}"].recall1
     best = max(demo.edges, key=lambda name: rows[f"{name} → {cloud}"].recall1.value)
     crossing = f"{best} → {cloud}"
     gain = table.difference(crossing, f"{CONTROL} + Procrustes → {cloud}")
     compatible = rows[crossing].recall1
-    drops = {name: table.difference(name, f"{name.split(' ')[0]} → {cloud}") for name in rows if _is_artifact(name)}
+    drops = {
+        name: table.difference(name, f"{name.split(' ')[0]} → {cloud}") for name, row in rows.items() if row.group == ARTIFACTS
+    }
     cosines = demo.worst_cosines
     wrong_drops = [name for name, drop in drops.items() if abs(drop.value) > 0.005]
     wrong_cosines = [name for name, cosine in cosines.items() if cosine < (0.999 if "fp16" in name else 0.99999)]
@@ -187,10 +187,6 @@ def _record(
     )
 
 
-def _is_artifact(name: str) -> bool:
-    return any(f" {format}-" in name for format in ("onnx", "tflite", "coreml"))
-
-
 def _number(text: str) -> float:
     return float(text.split()[0])
 
@@ -203,8 +199,3 @@ def _percent(row: Row) -> str:
 def _points(name: str, difference: Estimate) -> dict[str, float]:
     """A paired difference with the ends of its 95 % interval, in points."""
     return {name: 100 * difference.value, f"{name}, low": 100 * difference.low, f"{name}, high": 100 * difference.high}
-
-
-def _device() -> str:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}"

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from pictures import Hit, SheetRow
-from PIL import Image
 from table import Side, Table, milliseconds_per_image
 
 from samespace.cloud.adapters.procrustes import apply_procrustes, fit_procrustes
@@ -25,9 +24,11 @@ from samespace.export import Run, read_run
 from samespace.sdk import Bundle, Embedder, GalleryClient, Preprocess, RuntimeOptions
 from samespace.sdk.metrics import cosine, worst_percentile
 
-__all__ = ["CONTROL", "SHEET_ARTIFACT", "Demo"]
+__all__ = ["ARTIFACTS", "CONTROL", "SHEET_ARTIFACT", "Demo"]
 
 CONTROL = "control"
+#: The group of the table's rows that exported artifacts made.
+ARTIFACTS = "Exported artifact, cloud gallery"
 #: The artifact that answers on the page.
 SHEET_ARTIFACT = "tflite-fp32"
 #: Queries that the Core ML reference evaluator judges: it is slower than a runtime, and this many settle its figure.
@@ -91,7 +92,7 @@ class Demo:
             for query, control_hits in zip(self._drawn, ranking, strict=True):
                 found = [by_path[str(hit.metadata["path"])] for hit in client.search(self.images.encoded(query), k=_SHEET_HITS)]
                 picked = [self.split.test_gallery[hit] for hit in control_hits]
-                rows.append(SheetRow(self._picture(query), self._hits(query, found), self._hits(query, picked)))
+                rows.append(SheetRow(self.images.load(query), self._hits(query, found), self._hits(query, picked)))
         return rows
 
     def table(self) -> Table:
@@ -154,7 +155,7 @@ class Demo:
                     else milliseconds_per_image(embedder.embed_tensors, pictures),
                 }
             label = f"{name} {artifact.name} → {self.recipe.cloud}"
-            table.add("Exported artifact, cloud gallery", label, side, self.cloud_gallery, **cost)
+            table.add(ARTIFACTS, label, side, self.cloud_gallery, **cost)
 
     @cache  # noqa: B019 - a demo lives as long as its process
     def _cost(self, name: str) -> dict[str, str]:
@@ -197,12 +198,9 @@ class Demo:
         item = self.images.items[index]
         return Path(_plain(item.label)) / f"{_plain(item.source)}-{index}.png"
 
-    def _picture(self, index: int) -> Image.Image:
-        return self.images.load(index)
-
     def _hits(self, query: int, found: Sequence[int]) -> list[Hit]:
         label = self.images.items[query].label
-        return [Hit(self._picture(index), self.images.items[index].label == label) for index in found]
+        return [Hit(self.images.load(index), self.images.items[index].label == label) for index in found]
 
 
 def _plain(name: str) -> str:

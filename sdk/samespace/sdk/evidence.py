@@ -6,6 +6,8 @@ A claim that failed stays in the ledger with ``holds: false`` and its reason.
 from __future__ import annotations
 
 import json
+import os
+import platform
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from samespace.sdk.errors import ConfigError
 from samespace.sdk.files import atomic_write
 
-__all__ = ["EvidenceRecord", "commit_id", "markdown_table", "measured_text", "read_ledger", "write_ledger"]
+__all__ = ["EvidenceRecord", "commit_id", "describe_machine", "markdown_table", "measured_text", "read_ledger", "write_ledger"]
 
 
 class EvidenceRecord(BaseModel):
@@ -54,6 +56,19 @@ def commit_id(folder: Path) -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+def describe_machine() -> str:
+    """Processor, cores, operating system and Python, in words."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "")
+        widest = next((flag for flag in ("avx512_vnni", "avx512f", "avx2") if flag in flags), "")
+        model = " ".join(filter(None, [names[0] if names else model, widest]))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{model}, {cores} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
 
 
 def write_ledger(path: Path, records: Sequence[EvidenceRecord], **more: Any) -> None:
