@@ -22,6 +22,7 @@ from samespace.cloud.training import RunDirectory, TrainedRun, read_log, train
 from samespace.cloud.training.device import choose_device
 from samespace.cloud.training.optimiser import one_cycle
 from samespace.cloud.training.order import BatchOrder
+from samespace.cloud.training.partners import partner_of
 from samespace.cloud.training.tier import build_tier
 from samespace.edge.models.registry import build_model
 from samespace.sdk.errors import ConfigError, DataError
@@ -188,7 +189,7 @@ def test_edge_losses_give_the_cloud_no_gradient(recipe_content: Make) -> None:
     generator = torch.Generator().manual_seed(0)
     images = normalised(torch.randint(0, 256, (4, 16, 16, 3), generator=generator, dtype=torch.uint8), recipe.source_preprocess)
     labels = torch.tensor([0, 1, 2, 3])
-    partner = cloud.as_partner(cloud.embed(images))
+    partner = partner_of(cloud, cloud.observe(images))
     assert phone.needs == {Need.EMBEDDING, Need.HEAD}
     phone(images, labels, partner).total.backward()
     assert all(parameter.grad is None for parameter in cloud.parameters())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from samespace.sdk.errors import EmbeddingError
 from samespace.sdk.metrics import Estimate, average_precision, bootstrap_mean, recall_at_k
 from samespace.sdk.preprocess import Preprocess
 
-__all__ = ["METRICS", "Measurement", "embed", "measure"]
+__all__ = ["METRICS", "Measurement", "Scores", "comparable", "embed", "measure", "score"]
 
 #: Names of the metrics of a measurement, as they stand in ``matrices.json``.
 METRICS = ("recall@1", "recall@5", "map")
@@ -32,6 +32,7 @@ class Measurement:
         gallery: name of the gallery model.
         split: ``test`` (unseen classes, for the final table) or ``validation`` (to choose by).
         adapter: what the query embeddings went through first, e.g. ``procrustes``; None for none.
+        prefix: how many coordinates were compared, where that is less than the models have; None for all.
         metrics: name in :data:`METRICS` -> estimate with its 95 % interval over queries, as a share (0-1).
     """
 
@@ -40,6 +41,7 @@ class Measurement:
     split: str
     adapter: str | None
     metrics: Mapping[str, Estimate]
+    prefix: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; an estimate becomes ``{"value", "low", "high", "n"}``."""
@@ -50,7 +52,25 @@ class Measurement:
         """What :meth:`as_json` gave."""
         known = ("query", "gallery", "split", "adapter")
         metrics = {name: Estimate(**estimate) for name, estimate in value["metrics"].items()}
-        return cls(**{name: value[name] for name in known}, metrics=metrics)
+        return cls(**{name: value[name] for name in known}, metrics=metrics, prefix=value.get("prefix"))
+
+
+class Scores(NamedTuple):
+    """Per query, in the order of the queries: what paired statistics are made from.
+
+    Attributes:
+        recall1: ``(n,)`` float64, 1 where the first hit is right.
+        recall5: the same for the first five.
+        average_precision: ``(n,)`` float64 in (0, 1].
+    """
+
+    recall1: npt.NDArray[np.float64]
+    recall5: npt.NDArray[np.float64]
+    average_precision: npt.NDArray[np.float64]
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Name in :data:`METRICS` -> mean with its 95 % bootstrap interval over the queries."""
+        return {name: bootstrap_mean(values) for name, values in zip(METRICS, self, strict=True)}
 
 
 def embed(
@@ -93,6 +113,35 @@ def embed(
     return embeddings
 
 
+def comparable(
+    query: npt.NDArray[np.float32], gallery: npt.NDArray[np.float32], prefix: int | None = None
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Both sides cut to the coordinates that they have in common (or to the first ``prefix`` of them), as unit rows again."""
+    width = min(query.shape[1], gallery.shape[1], prefix or query.shape[1])
+    return _first(query, width), _first(gallery, width)
+
+
+def score(
+    query: npt.NDArray[np.floating],
+    gallery: npt.NDArray[np.floating],
+    query_labels: Sequence[str],
+    gallery_labels: Sequence[str],
+) -> Scores:
+    """What each query finds.
+
+    Args:
+        query: ``(n, d)`` unit-norm.
+        gallery: ``(m, d)`` unit-norm.
+        query_labels: n labels, each of which the gallery has.
+        gallery_labels: m labels.
+
+    Raises:
+        DataError, EmbeddingError, SpaceMismatchError: as :func:`samespace.sdk.metrics.recall_at_k`.
+    """
+    sides = query, gallery, list(query_labels), list(gallery_labels)
+    return Scores(recall_at_k(*sides, k=1), recall_at_k(*sides, k=min(5, len(gallery))), average_precision(*sides))
+
+
 def measure(
     query: npt.NDArray[np.floating],
     gallery: npt.NDArray[np.floating],
@@ -110,9 +159,11 @@ def measure(
     Raises:
         DataError, EmbeddingError, SpaceMismatchError: as :func:`samespace.sdk.metrics.recall_at_k`.
     """
-    sides = query, gallery, list(query_labels), list(gallery_labels)
-    return {
-        "recall@1": bootstrap_mean(recall_at_k(*sides, k=1)),
-        "recall@5": bootstrap_mean(recall_at_k(*sides, k=min(5, len(gallery)))),
-        "map": bootstrap_mean(average_precision(*sides)),
-    }
+    return score(query, gallery, query_labels, gallery_labels).estimates()
+
+
+def _first(rows: npt.NDArray[np.float32], width: int) -> npt.NDArray[np.float32]:
+    if rows.shape[1] == width:
+        return rows
+    cut = rows[:, :width].astype(np.float64)
+    return (cut / np.linalg.norm(cut, axis=1, keepdims=True)).astype(np.float32)

@@ -1,6 +1,6 @@
 """Compatibility losses: each a small module that declares what it needs of the partner."""
 
-from samespace.cloud.losses.base import Batch, CompatibilityLoss, Need, Partner, Shape
+from samespace.cloud.losses.base import Batch, CompatibilityLoss, Gallery, Need, Partner, Shape, StageShape
 from samespace.cloud.losses.cosine_softmax import CosineSoftmax
 from samespace.cloud.losses.partner_head import PartnerHead
 from samespace.cloud.losses.registry import LOSSES, build_loss
@@ -11,10 +11,12 @@ __all__ = [
     "Batch",
     "CompatibilityLoss",
     "CosineSoftmax",
+    "Gallery",
     "Need",
     "Partner",
     "PartnerHead",
     "Regression",
     "Shape",
+    "StageShape",
     "build_loss",
 ]

@@ -8,16 +8,29 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from samespace.sdk.errors import ConfigError
 
-__all__ = ["Batch", "CompatibilityLoss", "Margin", "Need", "Partner", "Scale", "Shape", "Smoothing"]
+__all__ = [
+    "Batch",
+    "CompatibilityLoss",
+    "Gallery",
+    "Margin",
+    "Need",
+    "Partner",
+    "Scale",
+    "Shape",
+    "Smoothing",
+    "StageShape",
+    "prefix",
+]
 
 #: Annotations of options: the recipe's values are checked against them.
 Scale = Annotated[float, Field(gt=0)]
@@ -26,20 +39,52 @@ Smoothing = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Need(Enum):
-    """What a loss may ask of the partner. A new kind is one line here and one in ``training/tier.py``, which supplies it."""
+    """What a loss may ask of the partner. A new kind is one line here and one in ``training/partners.py``."""
 
     #: ``(n, d)`` unit rows: the partner's embedding of the same augmented images.
     EMBEDDING = "embedding"
     #: ``(classes, d)`` unit rows: the partner's class weights.
     HEAD = "head"
+    #: Feature maps ``(n, channels, h, w)`` of the same augmented images, one a stage, first stage first.
+    STAGES = "stages"
+    #: A :class:`Gallery`: the partner's embeddings of all training images. Needs a partner that stands still.
+    GALLERY = "gallery"
+
+
+class Gallery(NamedTuple):
+    """The finished partner's embeddings of the whole training set, as it stands in a gallery: not augmented.
+
+    Attributes:
+        embedding: ``(N, d)`` unit rows.
+        labels: ``(N,)`` int64 in ``[0, classes)``.
+    """
+
+    embedding: Tensor
+    labels: Tensor
+
+
+class StageShape(NamedTuple):
+    """One stage's feature map: its channels, and by what the input's edge was divided (2, 4, 8 …)."""
+
+    channels: int
+    stride: float
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a loss may size its own parameters by."""
+    """What a loss may size its own parameters by.
+
+    Attributes:
+        classes: of the training set.
+        dim: width of the embedding, at most; what the partner supplies is cut to it.
+        stages: of the trained model; empty for a model without stages.
+        partner_stages: of the partner.
+    """
 
     classes: int
     dim: int
+    stages: tuple[StageShape, ...] = ()
+    partner_stages: tuple[StageShape, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,20 +94,28 @@ class Batch:
     Attributes:
         embedding: ``(n, d)`` float, unit rows, with gradient.
         labels: ``(n,)`` int64 in ``[0, classes)``.
+        rows: ``(n,)`` int64, which rows of the partner's :class:`Gallery` are these images; None where there is none.
+        stages: feature maps with gradient, ``(n, channels, h, w)`` each; empty where no loss asked for stages.
     """
 
     embedding: Tensor
     labels: Tensor
+    rows: Tensor | None = None
+    stages: tuple[Tensor, ...] = ()
+
+    def first(self, width: int) -> Batch:
+        """The first ``width`` coordinates of the embedding, normalised again."""
+        return self if width == self.embedding.shape[1] else replace(self, embedding=prefix(self.embedding, width))
 
 
 @dataclass(frozen=True)
 class Partner:
     """What the partner supplied; nothing in it carries a gradient."""
 
-    supplied: Mapping[Need, Tensor]
+    supplied: Mapping[Need, Any]
 
     def __post_init__(self) -> None:
-        if attached := [need.value for need, value in self.supplied.items() if value.requires_grad]:
+        if attached := [need.value for need, value in self.supplied.items() if any(t.requires_grad for t in _tensors(value))]:
             raise ValueError(f"the partner's {', '.join(attached)} must be detached: an edge loss must not train the partner")
 
     @property
@@ -75,6 +128,20 @@ class Partner:
         """``(classes, d)`` unit rows, row c for class c."""
         return self._get(Need.HEAD)
 
+    @property
+    def stages(self) -> tuple[Tensor, ...]:
+        """``(n, channels, h, w)`` each, first stage first; image i of the batch in row i."""
+        return self._get(Need.STAGES)
+
+    @property
+    def gallery(self) -> Gallery:
+        """Embeddings and labels of all training images."""
+        return self._get(Need.GALLERY)
+
+    def first(self, width: int) -> Partner:
+        """The same with the first ``width`` coordinates of embeddings, head and gallery, normalised again."""
+        return Partner({need: _narrowed(value, width) for need, value in self.supplied.items()})
+
     def only(self, needs: frozenset[Need]) -> Partner:
         """The part of it that a loss declared.
 
@@ -83,7 +150,7 @@ class Partner:
         """
         return Partner({need: self._get(need) for need in needs})
 
-    def _get(self, need: Need) -> Tensor:
+    def _get(self, need: Need) -> Any:
         if need not in self.supplied:
             raise ConfigError(
                 f"the partner's {need.value} is not supplied: declare Need.{need.name} in the loss's 'needs', "
@@ -96,12 +163,39 @@ class CompatibilityLoss(nn.Module, ABC):
     """One term of a tier's objective. Subclasses live one to a file in this folder and are named in ``registry.py``.
 
     The constructor takes the :class:`Shape` and then keyword options with defaults and annotations; a recipe sets them by
-    name. A loss may own parameters; they are trained with the model and are no part of it.
+    name. A loss may own parameters; they are trained with the model and are no part of it. A loss may own buffers (a queue,
+    anchors): they are checkpointed with the run; it changes them in training mode only.
+
+    ``forward`` may be given embeddings narrower than ``shape.dim``: their first coordinates, normalised again (a Matryoshka
+    prefix); the partner's are then as narrow. State of full width is cut and normalised by the loss: see :func:`prefix`.
     """
 
     #: What it needs of the partner; empty for a loss that trains a model on its own.
     needs: ClassVar[frozenset[Need]] = frozenset()
+    #: Whether it puts all models that are trained with it into one space, although it needs no partner.
+    stationary: ClassVar[bool] = False
+    #: Whether it looks at the embedding, so that Matryoshka repeats it for every prefix.
+    on_embedding: ClassVar[bool] = True
 
     @abstractmethod
     def forward(self, batch: Batch, partner: Partner) -> Tensor:
         """The mean loss of the batch, a scalar."""
+
+    def head(self) -> Tensor | None:
+        """``(classes, dim)`` unit rows, with gradient: its own class weights; None where it has none."""
+        return None
+
+
+def prefix(rows: Tensor, width: int) -> Tensor:
+    """``(n, d)`` -> ``(n, width)``: the first coordinates as unit rows; ``rows`` itself where it is as wide as that."""
+    return rows if rows.shape[1] == width else F.normalize(rows[:, :width], dim=1)
+
+
+def _narrowed(value: Any, width: int) -> Any:
+    if isinstance(value, Gallery):
+        return Gallery(prefix(value.embedding, width), value.labels)
+    return prefix(value, width) if isinstance(value, Tensor) else value
+
+
+def _tensors(value: Any) -> tuple[Tensor, ...]:
+    return (value,) if isinstance(value, Tensor) else tuple(value)

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from samespace.cloud.adapters import apply_procrustes, fit_procrustes
 from samespace.cloud.data import Split
-from samespace.cloud.evaluation import Measurement, embed, measure
+from samespace.cloud.evaluation import Measurement, comparable, embed, score
 from samespace.cloud.recipe import Recipe
 from samespace.cloud.training.data import TrainingData
+from samespace.cloud.training.partners import Founder
 from samespace.cloud.training.run import RunDirectory
 from samespace.cloud.training.tier import Tier
 from samespace.sdk.cli.progress import progress
@@ -55,31 +56,43 @@ class TrainedRun:
     space: SpaceRecord
     matrix: Sequence[Measurement]
 
-    def cell(self, query: str, gallery: str, adapter: str | None = None, split: str = "test") -> Measurement:
+    def cell(
+        self, query: str, gallery: str, adapter: str | None = None, split: str = "test", prefix: int | None = None
+    ) -> Measurement:
         """One measured cell.
 
         Raises:
             KeyError: it was not measured.
         """
         for found in self.matrix:
-            if (found.query, found.gallery, found.adapter, found.split) == (query, gallery, adapter, split):
+            if (found.query, found.gallery, found.adapter, found.split, found.prefix) == (
+                query,
+                gallery,
+                adapter,
+                split,
+                prefix,
+            ):
                 return found
         raise KeyError(f"M({query}, {gallery}) with adapter {adapter} was not measured on split {split}")
 
 
-def write_results(recipe: Recipe, data: TrainingData, tiers: Mapping[str, Tier], directory: RunDirectory) -> TrainedRun:
+def write_results(
+    recipe: Recipe, data: TrainingData, tiers: Mapping[str, Tier], directory: RunDirectory, founder: Founder | None = None
+) -> TrainedRun:
     """Write everything that export and the demo read; the matrix last, as the sign that the run is complete."""
-    records = {name: _write_model(recipe, name, tiers[name], directory) for name in recipe.models}
+    records = {name: _write_model(recipe, name, tiers[name], directory, founder) for name in recipe.models}
     for name, tier in tiers.items():
-        if head := {key: value for key, value in tier.losses.state_dict().items() if key == "cosine_softmax.weight"}:
-            atomic_write(directory.heads / f"{name}.safetensors", _safetensors({"weight": head["cosine_softmax.weight"]}))
+        if (head := tier.head()) is not None:
+            atomic_write(directory.heads / f"{name}.safetensors", _safetensors({"weight": head}))
     atomic_write(directory.heads / "classes.json", json.dumps(data.classes, ensure_ascii=False) + "\n")
-    space = SpaceRecord(name=recipe.name, founder_model_id=records[recipe.cloud].model_id, dim=records[recipe.cloud].dim)
+    cloud = records[recipe.cloud]
+    space = founder.run.space if founder else SpaceRecord(name=recipe.name, founder_model_id=cloud.model_id, dim=cloud.dim)
     atomic_write(directory.space, space.model_dump_json(indent=2) + "\n")
     encoder = _Encoder(recipe, data, {name: tier.model for name, tier in tiers.items()})
     encoder.prepare(data.split)
     _write_probes(recipe, data, encoder, directory)
-    matrix = _measure_all(recipe, data, encoder)
+    matrix, scores = _measure_all(recipe, data, encoder)
+    atomic_write(directory.queries, safetensors.numpy.save(scores))
     ids = {name: record.model_id for name, record in records.items()}
     cells = [{**cell.as_json(), "query_model_id": ids[cell.query], "gallery_model_id": ids[cell.gallery]} for cell in matrix]
     atomic_write(directory.matrices, json.dumps(cells, indent=2, allow_nan=False) + "\n")
@@ -123,10 +136,20 @@ class _Encoder:
         return np.stack([known[index] for index in indices])
 
 
-def _write_model(recipe: Recipe, name: str, tier: Tier, directory: RunDirectory) -> ModelRecord:
-    weights = _safetensors(tier.model.state_dict())
+def _write_model(recipe: Recipe, name: str, tier: Tier, directory: RunDirectory, founder: Founder | None) -> ModelRecord:
+    if founder and name == recipe.cloud:
+        record, weights = founder.run.cloud.record, founder.run.cloud.weights
+    else:
+        weights = _safetensors(tier.model.state_dict())
+        record = _record(recipe, name, weights)
+    atomic_write(directory.models / f"{name}.safetensors", weights)
+    atomic_write(directory.models / f"{name}.json", record.model_dump_json(indent=2) + "\n")
+    return record
+
+
+def _record(recipe: Recipe, name: str, weights: bytes) -> ModelRecord:
     spec = recipe.models[name]
-    record = ModelRecord(
+    return ModelRecord(
         name=f"{recipe.name}-{name}",
         role=spec.role,
         family=spec.family,
@@ -135,9 +158,6 @@ def _write_model(recipe: Recipe, name: str, tier: Tier, directory: RunDirectory)
         preprocess=spec.preprocess,
         weights_sha256=digest(weights),
     )
-    atomic_write(directory.models / f"{name}.safetensors", weights)
-    atomic_write(directory.models / f"{name}.json", record.model_dump_json(indent=2) + "\n")
-    return record
 
 
 def _write_probes(recipe: Recipe, data: TrainingData, encoder: _Encoder, directory: RunDirectory) -> None:
@@ -160,31 +180,37 @@ def _write_probes(recipe: Recipe, data: TrainingData, encoder: _Encoder, directo
         (folder / "gallery.json").write_text(_labels(data, gallery))
 
 
-def _measure_all(recipe: Recipe, data: TrainingData, encoder: _Encoder) -> list[Measurement]:
+def _measure_all(
+    recipe: Recipe, data: TrainingData, encoder: _Encoder
+) -> tuple[list[Measurement], dict[str, npt.NDArray[np.float32]]]:
+    """Every cell, and what each query found: ``SPLIT/QUERY->GALLERY`` -> recall@1, and ``.../ap`` -> average precision."""
     items, split, cloud = data.images.items, data.split, recipe.cloud
     sides = {
         "validation": (split.validation_query, split.validation_gallery),
         "test": (split.test_query, split.test_gallery),
     }
-    pairs = [(name, gallery) for name in recipe.models for gallery in dict.fromkeys((name, cloud))]
-    controls = [name for name, model in recipe.models.items() if not model.compatible]
-    fit = _shuffled(data, split.train)[:FIT_MOST]
-    maps = {name: fit_procrustes(encoder(name, fit), encoder(cloud, fit)) for name in controls}
-    matrix = []
+    wanted = [(name, other, None, None) for name in recipe.models for other in dict.fromkeys((name, cloud))]
+    compatible = [name for name, model in recipe.models.items() if model.compatible]
+    wanted += [
+        (name, cloud, None, width) for name in compatible for width in recipe.prefixes if width < recipe.models[name].dim
+    ]
+    controls = [name for name in recipe.edges if name not in compatible]
+    wanted += [(name, cloud, "procrustes", None) for name in controls]
+    fit = _shuffled(data, split.train)[:FIT_MOST] if controls else []
+    maps = {name: fit_procrustes(*comparable(encoder(name, fit), encoder(cloud, fit))) for name in controls}
+    matrix, scores = [], {}
     used = {side: both for side, both in sides.items() if both[0] and both[1]}
-    with progress("Measuring", len(used) * (len(pairs) + len(controls))) as bar:
+    with progress("Measuring", len(used) * len(wanted)) as bar:
         for side, (query, gallery) in used.items():
             labels = [items[index].label for index in query], [items[index].label for index in gallery]
-            for a, b in pairs:
-                metrics = measure(encoder(a, query), encoder(b, gallery), *labels)
-                matrix.append(Measurement(a, b, side, None, metrics))
+            for a, b, adapter, prefix in wanted:
+                rows, columns = comparable(encoder(a, query), encoder(b, gallery), prefix)
+                found = score(apply_procrustes(rows, maps[a]) if adapter else rows, columns, *labels)
+                matrix.append(Measurement(a, b, side, adapter, found.estimates(), prefix))
+                key = f"{side}/{a}" + (f"+{adapter}" if adapter else "") + f"->{b}" + (f"@{prefix}" if prefix else "")
+                scores |= {key: found.recall1.astype(np.float32), f"{key}/ap": found.average_precision.astype(np.float32)}
                 bar.advance()
-            for a in controls:
-                mapped = apply_procrustes(encoder(a, query), maps[a])
-                metrics = measure(mapped, encoder(cloud, gallery), *labels)
-                matrix.append(Measurement(a, cloud, side, "procrustes", metrics))
-                bar.advance()
-    return matrix
+    return matrix, scores
 
 
 def _shuffled(data: TrainingData, indices: Sequence[int]) -> list[int]:

@@ -7,6 +7,7 @@ heads/TIER.safetensors   class weights ("weight", (classes, dim)) of each tier's
 models/TIER.json, models/TIER.safetensors   ModelRecord and float weights
 space.json           SpaceRecord
 probes/              pictures of unseen classes and a sample of the cloud gallery, for bundles
+queries.safetensors  what each query found, "SPLIT/QUERY->GALLERY" (n,): recall@1, and the same + "/ap": average precision
 matrices.json        measured M(a, b); written last: a run that has it is complete
 """
 
@@ -39,6 +40,7 @@ class RunDirectory:
         self.heads = self.path / "heads"
         self.space = self.path / "space.json"
         self.probes = self.path / "probes"
+        self.queries = self.path / "queries.safetensors"
         self.matrices = self.path / "matrices.json"
 
     def check_folder(self, recipe: Recipe, *, resume: bool) -> None:
@@ -126,6 +128,7 @@ class RunDirectory:
         # The recipe goes last: as long as it stands, the folder is known to be a run's.
         for path in (
             self.matrices,
+            self.queries,
             self.space,
             self.checkpoint.parent,
             self.models,

@@ -25,9 +25,12 @@ class Stage:
 
 
 def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
-    """One stage for joint mode; for sequential mode the cloud model, then all edge models beside it, frozen."""
+    """One stage for joint mode; for sequential mode the cloud model, then all edge models beside it, frozen.
+
+    A cloud model that comes from a finished run has no stage of its own.
+    """
     cloud, edges = recipe.cloud, tuple(recipe.edges)
     if recipe.mode == "joint":
         return (Stage("joint", (cloud, *edges), cloud),)
-    alone = Stage("cloud", (cloud,), None)
-    return (alone, Stage("edges", edges, cloud)) if edges else (alone,)
+    alone = () if recipe.models[cloud].run is not None else (Stage("cloud", (cloud,), None),)
+    return (*alone, Stage("edges", edges, cloud)) if edges else alone

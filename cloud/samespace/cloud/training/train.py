@@ -8,6 +8,7 @@ from pathlib import Path
 from samespace.cloud.recipe import Recipe
 from samespace.cloud.training.data import load_training_data
 from samespace.cloud.training.device import open_world
+from samespace.cloud.training.partners import read_founder
 from samespace.cloud.training.results import TrainedRun, read_results, write_results
 from samespace.cloud.training.run import RunDirectory
 from samespace.cloud.training.tier import check_models
@@ -43,15 +44,16 @@ def train(recipe: Recipe, folder: Path | str, *, resume: bool = True) -> Trained
         if world.any(world.first and resume and directory.matrices.exists()):
             return read_results(recipe, directory) if world.first else None
         check_models(recipe)
+        founder = read_founder(recipe)
         if not world.first:
             world.wait()  # and find the pictures in the cache
         data = load_training_data(recipe)
         if world.first:
             world.wait()
         with directory.opened(recipe, resume=resume) if world.first else nullcontext():
-            trainer = Trainer(recipe, data, world, directory)
+            trainer = Trainer(recipe, data, world, directory, founder)
             trainer.run()
             if world.first:
-                write_results(recipe, data, trainer.tiers, directory)
+                write_results(recipe, data, trainer.tiers, directory, founder)
             world.wait()
         return read_results(recipe, directory) if world.first else None

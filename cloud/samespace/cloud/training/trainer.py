@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from samespace.cloud.data.augment import augment_batch
 from samespace.cloud.inputs import Views
-from samespace.cloud.losses import Partner
+from samespace.cloud.losses import Gallery, Need, Partner
 from samespace.cloud.recipe import Recipe
 from samespace.cloud.training.checkpoint import Progress, pack, restore_optimisers, restore_weights, unpack
 from samespace.cloud.training.data import TrainingData
@@ -22,6 +22,7 @@ from samespace.cloud.training.interrupt import interruptible
 from samespace.cloud.training.log import TrainingLog
 from samespace.cloud.training.optimiser import build_optimiser, one_cycle, set_step
 from samespace.cloud.training.order import BatchOrder
+from samespace.cloud.training.partners import Founder, partner_of, supply_gallery, take_over
 from samespace.cloud.training.run import RunDirectory
 from samespace.cloud.training.seeds import generator, seeded
 from samespace.cloud.training.stages import Stage, stages_of
@@ -47,11 +48,20 @@ class Trainer:
         data: the pictures, as :func:`samespace.cloud.training.data.load_training_data` gives them.
         world: the processes that train together.
         directory: where the first process keeps checkpoint and log.
+        founder: the finished run that the cloud model comes from, if it is not trained here.
+
+    Raises:
+        ConfigError: models that cannot be built, or a founder that learnt other classes.
     """
 
-    def __init__(self, recipe: Recipe, data: TrainingData, world: World, directory: RunDirectory) -> None:
+    def __init__(
+        self, recipe: Recipe, data: TrainingData, world: World, directory: RunDirectory, founder: Founder | None = None
+    ) -> None:
         self.recipe, self.data, self.world, self.directory = recipe, data, world, directory
-        self.tiers = {name: self._placed(build_tier(recipe, name, len(data.classes))) for name in recipe.models}
+        tiers = {name: build_tier(recipe, name, len(data.classes)) for name in recipe.models}
+        if founder is not None:
+            take_over(tiers[recipe.cloud], founder, data.classes)
+        self.tiers = {name: self._placed(tier) for name, tier in tiers.items()}
         self.stages = stages_of(recipe)
         self.progress = Progress(recipe_sha256=recipe.digest, data_sha256=data.sha256)
         self._rows = world.share(recipe.batch)
@@ -84,9 +94,12 @@ class Trainer:
         """The current stage, from where it stands to its end; ``tensors`` is the checkpoint to go on from, if any."""
         recipe, stage = self.recipe, self.stages[self.progress.stage]
         trained = {name: self.tiers[name].train() for name in stage.trained}
+        gallery = None
         if stage.partner and stage.partner not in trained:
             # In evaluation mode its running statistics stand still, too.
-            self.tiers[stage.partner].eval().requires_grad_(False)
+            partner = self.tiers[stage.partner].eval().requires_grad_(False)
+            if any(Need.GALLERY in tier.needs for tier in trained.values()):
+                gallery = supply_gallery(partner, recipe, self.data)
         optimisers = {
             name: build_optimiser(tier, recipe.learning_rate(name), recipe.optimiser.weight_decay)
             for name, tier in trained.items()
@@ -98,7 +111,7 @@ class Trainer:
         bar_of = progress(f"Training ({stage.name})", recipe.steps - start) if self.world.first else nullcontext()
         with interruptible() as interrupt, bar_of as bar:
             for step in range(start, recipe.steps):
-                outcomes = self._step(stage, step, order.indices(step), callables, optimisers)
+                outcomes = self._step(stage, step, order.indices(step), callables, optimisers, gallery)
                 done, last = step + 1, step + 1 == recipe.steps
                 stop = self.world.any(interrupt.received is not None)
                 logs, saves = last or done % recipe.log_every == 0, last or stop or done % recipe.checkpoint_every == 0
@@ -120,6 +133,7 @@ class Trainer:
         indices: Tensor,
         callables: Mapping[str, nn.Module],
         optimisers: Mapping[str, Optimizer],
+        gallery: Gallery | None,
     ) -> dict[str, Outcome]:
         """One optimiser step of every tier that learns in this stage."""
         recipe, data, rows = self.recipe, self.data, self._rows
@@ -127,22 +141,25 @@ class Trainer:
         # All processes augment the whole batch and then take their share, so that it does not matter how many there are.
         chance = generator(self.world.device, recipe.seed, "augment", stage.name, step)
         views = Views(augment_batch(pictures, chance, recipe.augment)[rows])
+        share = indices[rows].to(self.world.device)
         partner, outcomes = _ALONE, {}
-        with seeded(recipe.seed, "step", stage.name, step, self.world.rank):
-            if stage.partner and stage.partner not in callables:
-                frozen = self.tiers[stage.partner]
-                with torch.no_grad():
-                    partner = frozen.as_partner(frozen.embed(views.of(recipe.models[stage.partner].preprocess)))
-            for name, tier in callables.items():
-                outcome: Outcome = tier(views.of(recipe.models[name].preprocess), labels[rows], partner)
-                if name == stage.partner:
-                    partner = self.tiers[name].as_partner(outcome.embedding)
-                set_step(optimisers[name], step, recipe.steps, recipe.optimiser.warmup)
-                optimisers[name].zero_grad(set_to_none=True)
-                # The terms of different tiers share no gradient: going back at once frees the activations.
-                outcome.total.backward()
-                optimisers[name].step()
-                outcomes[name] = Outcome(outcome.total.detach(), outcome.terms, outcome.embedding)
+        if stage.partner and stage.partner not in callables:
+            frozen = self.tiers[stage.partner]
+            with torch.no_grad():
+                observed = frozen.observe(views.of(recipe.models[stage.partner].preprocess))
+            partner = partner_of(frozen, observed, gallery)
+        for name, tier in callables.items():
+            # Each tier has its own randomness, so that what becomes of it does not depend on which others are there.
+            with seeded(recipe.seed, "step", stage.name, step, self.world.rank, name):
+                outcome: Outcome = tier(views.of(recipe.models[name].preprocess), labels[rows], partner, share)
+            if name == stage.partner:
+                partner = partner_of(self.tiers[name], outcome.observed)
+            set_step(optimisers[name], step, recipe.steps, recipe.optimiser.warmup)
+            optimisers[name].zero_grad(set_to_none=True)
+            # The terms of different tiers share no gradient: going back at once frees the activations.
+            outcome.total.backward()
+            optimisers[name].step()
+            outcomes[name] = outcome._replace(total=outcome.total.detach())
         return outcomes
 
     def _finite_losses(self, stage: Stage, done: int, outcomes: Mapping[str, Outcome]) -> dict[str, dict[str, float]]:

@@ -1,0 +1,101 @@
+"""Reading a recipe.
+
+An unknown key is refused, with the key that was probably meant. Sizes (``--size``, ``SAMESPACE_SIZE``) are tables of overrides
+in the recipe itself, such as ``[sizes.ci]``, merged over the rest before it is read.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from samespace.cloud.data.config import Size
+from samespace.cloud.recipe.recipe import Recipe
+from samespace.cloud.toml import explain, merged, read_toml
+from samespace.export.run import read_run
+from samespace.sdk.errors import ConfigError
+
+__all__ = ["load_recipe", "parse_recipe"]
+
+
+def load_recipe(path: Path | str, size: str | None = None) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: TOML file; relative paths in it are relative to its folder.
+        size: name of a table of overrides in it, ``[sizes.NAME]``; None takes the environment's ``SAMESPACE_SIZE``.
+            ``full``, the default, needs no table.
+
+    Raises:
+        ConfigError: unreadable, unknown or wrong keys, models that do not fit together, no such size, or a run that it
+            builds on and that cannot be used.
+    """
+    path = Path(path)
+    content = read_toml(path)
+    sizes = content.pop("sizes", {})
+    size = size or os.environ.get("SAMESPACE_SIZE") or "full"
+    if not isinstance(sizes, dict) or not all(isinstance(table, dict) for table in sizes.values()):
+        raise ConfigError(f"{path}: sizes: must be tables of overrides, such as [sizes.ci]")
+    if size not in sizes and size != "full":
+        there = ", ".join(sorted({"full", *sizes}))
+        raise ConfigError(f"{path}: no size {size!r} (--size or SAMESPACE_SIZE); there is {there}; add a table [sizes.{size}]")
+    # Every size is read, so that a typo in one shows before the day it is used.
+    variants = {name: _sized(merged(content, sizes.get(name, {})), path, name) for name in {"full": None, **sizes}}
+    return variants[size]
+
+
+def parse_recipe(content: dict[str, Any], path: Path, where: str = "") -> Recipe:
+    """A recipe from plain values, as they stand in the file ``path``, to whose folder its paths are relative.
+
+    Raises:
+        ConfigError: as :func:`load_recipe`; the message begins with ``where``, or the path.
+    """
+    base = path.absolute().parent
+    try:
+        recipe = Recipe.model_validate(_with_founder(content, base, where or str(path)))
+    except ValidationError as error:
+        raise ConfigError(f"{where or path}: {explain(error, Recipe)}") from None
+    paths = {name: base / value for name, value in recipe.data if isinstance(value, Path)}
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=paths)})
+
+
+def _sized(content: dict[str, Any], path: Path, size: str) -> Recipe:
+    data = content.get("data")
+    if isinstance(data, dict) and data.get("kind") == "emoji" and size in get_args(Size):
+        content = {**content, "data": {"size": size, **data}}
+    return parse_recipe(content, path, f"{path} at size {size}" if size != "full" else str(path))
+
+
+def _with_founder(content: dict[str, Any], base: Path, where: str) -> dict[str, Any]:
+    """The content with what stands in the finished run of ``[models.NAME] run`` filled in."""
+    models = content.get("models")
+    if not isinstance(models, dict):
+        return content
+    filled = {}
+    for name, model in models.items():
+        filled[name] = model
+        if not isinstance(model, dict) or not isinstance(model.get("run"), str):
+            continue
+        folder = base / model["run"]
+        record = read_run(folder).cloud.record
+        found = {
+            "family": record.family,
+            "dim": record.dim,
+            "preprocess": record.preprocess.model_dump(mode="json"),
+            "arguments": {key: value for key, value in record.arguments.items() if key not in ("dim", "image_size")},
+            "weights_sha256": record.weights_sha256,
+        }
+        # Values may be given in part or in another notation: what is compared is what they mean.
+        for key, value in found.items():
+            given = model.get(key, value)
+            same = {**value, **given} == value if isinstance(value, dict) and isinstance(given, dict) else given == value
+            if not same:
+                raise ConfigError(
+                    f"{where}: models.{name}.{key} is not that of the run {folder}, which has {value}; leave {key} out: "
+                    "it is read from the run"
+                )
+        filled[name] = {**model, **found, "run": str(folder)}
+    return {**content, "models": filled}

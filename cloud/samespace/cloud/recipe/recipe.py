@@ -1,0 +1,183 @@
+"""What is trained: models, data, losses and settings, checked against each other."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from samespace.cloud.data.augment import Augment
+from samespace.cloud.data.config import DataConfig
+from samespace.cloud.losses.base import Need
+from samespace.cloud.losses.registry import loss_class, option_names
+from samespace.cloud.recipe.parts import Losses, LossSpec, ModelSpec, OptimiserSpec, Part, Prefixes, SoftmaxSpec, TierName
+from samespace.cloud.toml import to_toml
+from samespace.sdk.identity import canonical_json, digest
+from samespace.sdk.preprocess import Preprocess
+
+__all__ = ["Recipe"]
+
+_OWN = "cosine_softmax"
+
+
+class Recipe(Part):
+    """Models, data, losses and how to train: all that the weights depend on, and where to run."""
+
+    name: TierName = Field(description="of the run, and of the space that its cloud model founds")
+    mode: Literal["joint", "sequential"] = Field(
+        default="joint", description="joint: all models in one loop; sequential: the cloud first, then the edges with it frozen"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    steps: int = Field(ge=1, description="optimiser steps (of each stage, in sequential mode)")
+    batch: int = Field(ge=2, description="images a step, over all processes")
+    device: str = Field(default="auto", description="auto, or any device that torch knows")
+    checkpoint_every: int = Field(default=100, ge=1, description="steps between two checkpoints")
+    log_every: int = Field(default=10, ge=1, description="steps between two lines of the log")
+    data: DataConfig
+    augment: Augment = Field(default_factory=Augment)
+    optimiser: OptimiserSpec = Field(default_factory=OptimiserSpec)
+    softmax: SoftmaxSpec = Field(default_factory=SoftmaxSpec)
+    prefixes: Prefixes = Field(
+        default=(), description="Matryoshka: widths at which embeddings are trained and measured, too, each prefix on its own"
+    )
+    losses: Losses = Field(
+        default_factory=lambda: {_OWN: LossSpec(), "partner_head": LossSpec(), "regression": LossSpec(weight=5.0)},
+        description="of the compatible edge models",
+    )
+    models: dict[TierName, ModelSpec]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        clouds = [name for name, model in self.models.items() if model.role == "cloud"]
+        if len(clouds) != 1:
+            found = ", ".join(clouds) or "none"
+            raise ValueError(f"models: exactly one must have role = 'cloud', which founds the space; got {found}")
+        cloud = self.models[clouds[0]]
+        if not cloud.compatible:
+            raise ValueError(f"models.{clouds[0]}: compatible = false is for edge models; the cloud model founds the space")
+        if cloud.run is not None and self.mode != "sequential":
+            raise ValueError(f"models.{clouds[0]}: the cloud model of a finished run stands still: set mode = 'sequential'")
+        for name, model in self.models.items():
+            if model.dim > cloud.dim:
+                raise ValueError(
+                    f"models.{name}: dim = {model.dim}, but the cloud model {clouds[0]!r} has dim = {cloud.dim}; a narrower "
+                    "model is compared on the first coordinates, a wider one has nothing to compare the rest with; "
+                    f"set dim <= {cloud.dim}"
+                )
+            self._check_pictures(name, model, clouds[0])
+            self._check_objective(name, model)
+            if model.start_as is not None and model.start_as not in self.models:
+                known = ", ".join(self.models)
+                raise ValueError(f"models.{name}: start_as = {model.start_as!r} is no model of this recipe; there are: {known}")
+            if wide := [width for width in self.model_prefixes(name) if width >= model.dim]:
+                raise ValueError(
+                    f"models.{name}: the prefix {wide[0]} is not narrower than its dim = {model.dim}; "
+                    f"leave it out, or give the model prefixes of its own"
+                )
+        return self
+
+    def _check_pictures(self, name: str, model: ModelSpec, cloud: str) -> None:
+        wrong = [
+            key
+            for key in ("fit", "background")
+            if getattr(model.preprocess, key) != getattr(self.models[cloud].preprocess, key)
+        ]
+        if wrong:
+            raise ValueError(
+                f"models.{name}: preprocess.{wrong[0]} differs from that of {cloud!r}; all models of a recipe "
+                "learn from the same augmented picture: give them the same"
+            )
+        if model.preprocess.size > self.data.source_size:
+            raise ValueError(
+                f"models.{name}: preprocess.size = {model.preprocess.size} is more than data.source_size = "
+                f"{self.data.source_size}, at which training pictures are kept; raise data.source_size"
+            )
+
+    def _check_objective(self, name: str, model: ModelSpec) -> None:
+        losses = {loss: loss_class(loss) for loss in self.objective(name)}
+        needing = [loss for loss, kind in losses.items() if kind.needs]
+        stationary = [loss for loss, kind in losses.items() if kind.stationary]
+        if model.role == "cloud" and needing:
+            raise ValueError(f"models.{name}: the cloud model has no partner that {needing[0]} could learn from; leave it out")
+        if not model.compatible and (needing or stationary):
+            raise ValueError(
+                f"models.{name}: compatible = false, but {(needing or stationary)[0]} would make it compatible; "
+                "leave one of the two out"
+            )
+        still = [loss for loss in needing if Need.GALLERY in losses[loss].needs]
+        if still and self.mode == "joint":
+            raise ValueError(
+                f"models.{name}: {still[0]} needs a finished cloud model's gallery: set mode = 'sequential', or leave it out"
+            )
+        joins = needing or set(stationary) & set(self.objective(self.cloud))
+        if model.role == "edge" and model.compatible and not joins:
+            raise ValueError(
+                f"models.{name}: none of its losses involves the cloud model, so it would not join its space; add partner_head "
+                "or regression, or set compatible = false"
+            )
+
+    @property
+    def cloud(self) -> str:
+        """Name of the cloud model."""
+        return next(name for name, model in self.models.items() if model.role == "cloud")
+
+    @property
+    def edges(self) -> dict[str, ModelSpec]:
+        """The edge models, controls among them."""
+        return {name: model for name, model in self.models.items() if model.role == "edge"}
+
+    @property
+    def source_preprocess(self) -> Preprocess:
+        """What makes the training pictures, before augmentation; each model then sees them at its own size."""
+        return self.models[self.cloud].preprocess.model_copy(update={"size": self.data.source_size})
+
+    def objective(self, name: str) -> dict[str, LossSpec]:
+        """The terms of one model: its own, or the recipe's; of the cloud model and of controls, the cosine softmax."""
+        model = self.models[name]
+        if model.losses is not None:
+            return model.losses
+        return self.losses if model.role == "edge" and model.compatible else {_OWN: LossSpec()}
+
+    def terms(self, name: str) -> dict[str, tuple[float, dict[str, Any]]]:
+        """The objective of one model: loss -> weight and options, the shared settings of the softmax filled in."""
+        shared = self.softmax.model_dump()
+        return {
+            loss: (spec.weight, {**{key: shared[key] for key in option_names(loss) if key in shared}, **spec.options})
+            for loss, spec in self.objective(name).items()
+        }
+
+    def needs(self, name: str) -> frozenset[Need]:
+        """What a model's losses ask of the cloud model."""
+        return frozenset().union(*(loss_class(loss).needs for loss in self.objective(name)))
+
+    def model_prefixes(self, name: str) -> tuple[int, ...]:
+        """The Matryoshka prefixes that one model is trained for."""
+        own = self.models[name].prefixes
+        return self.prefixes if own is None else own
+
+    def learning_rate(self, name: str) -> float:
+        """Peak rate of one model."""
+        return self.models[name].learning_rate or self.optimiser.learning_rate
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe with all defaults filled in, plain values, in the form in which it is written."""
+        content = self.model_dump(mode="json")
+        content["losses"] = {name: spec.written() for name, spec in self.losses.items()}
+        for name, model in self.models.items():
+            if model.losses is not None:
+                content["models"][name]["losses"] = {loss: spec.written() for loss, spec in model.losses.items()}
+        return content
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that the weights depend on: where it runs, how often it saves and where things lie is left out."""
+        resolved = self.resolved()
+        content = {key: value for key, value in resolved.items() if key not in ("device", "checkpoint_every", "log_every")}
+        content["models"] = {
+            name: {key: value for key, value in model.items() if key != "run"} for name, model in resolved["models"].items()
+        }
+        return digest(canonical_json(content))
+
+    def to_toml(self) -> str:
+        """As a file that ``load_recipe`` reads to an equal recipe; sizes are already applied."""
+        return to_toml(self.resolved())

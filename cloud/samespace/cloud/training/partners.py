@@ -1,0 +1,111 @@
+"""What the cloud model supplies to the edge models' losses: the founder of a finished run, the partner of each batch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from samespace.cloud.evaluation import embed
+from samespace.cloud.losses import CosineSoftmax, Gallery, Need, Partner
+from samespace.cloud.recipe import Recipe
+from samespace.cloud.training.data import TrainingData
+from samespace.cloud.training.tier import Observed, Tier
+from samespace.export.run import Run, read_run
+from samespace.sdk.errors import ConfigError, IntegrityError
+
+__all__ = ["Founder", "partner_of", "read_founder", "supply_gallery", "take_over"]
+
+
+class Founder(NamedTuple):
+    """The cloud model of a finished run.
+
+    Attributes:
+        run: read and verified.
+        head: ``(classes, dim)`` its class weights.
+        classes: names of the rows.
+    """
+
+    run: Run
+    head: Tensor
+    classes: tuple[str, ...]
+
+
+def read_founder(recipe: Recipe) -> Founder | None:
+    """The run that the recipe's cloud model comes from; None where it is trained here.
+
+    Raises:
+        ConfigError, IntegrityError: the run is not complete, damaged, or no longer the one that the recipe was read with.
+    """
+    spec = recipe.models[recipe.cloud]
+    if spec.run is None:
+        return None
+    run = read_run(spec.run)
+    if run.cloud.record.weights_sha256 != spec.weights_sha256:
+        raise IntegrityError(
+            f"{spec.run}: its cloud model is not the one that this run was started with; put that run back, or train anew"
+        )
+    heads = Path(spec.run) / "heads"
+    file = heads / f"{run.cloud.name}.safetensors"
+    try:
+        head = safetensors.torch.load(file.read_bytes())["weight"]
+        classes = tuple(json.loads((heads / "classes.json").read_bytes()))
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise ConfigError(f"{file}: the cloud model's class weights cannot be read ({error}); train that run again") from None
+    return Founder(run, head, classes)
+
+
+def take_over(tier: Tier, founder: Founder, classes: tuple[str, ...]) -> None:
+    """Give the cloud tier the weights and the head of a finished run, in place.
+
+    Raises:
+        ConfigError: the run learnt other classes.
+    """
+    if founder.classes != classes:
+        only = sorted(set(founder.classes) ^ set(classes))[:3]
+        raise ConfigError(
+            f"models.{tier.name}: the run {founder.run.path} learnt other classes than this recipe's data has "
+            f"(for example {', '.join(only)}): its head cannot teach them; use the same data and split"
+        )
+    tier.model.load_state_dict(founder.run.cloud.build().state_dict())
+    for loss in tier.terms.values():
+        if isinstance(loss, CosineSoftmax):
+            loss.weight = nn.Parameter(founder.head.clone())
+
+
+def supply_gallery(tier: Tier, recipe: Recipe, data: TrainingData) -> Gallery:
+    """The finished cloud model's embeddings of all training pictures, as a device would see them, on the tier's device."""
+    preprocess = recipe.models[tier.name].preprocess
+    rows = embed(tier.model, data.prepared(data.split.train, preprocess), preprocess)
+    device = next(tier.model.parameters()).device
+    return Gallery(torch.from_numpy(rows).to(device), torch.from_numpy(data.labels).to(device))
+
+
+def partner_of(tier: Tier, observed: Observed, gallery: Gallery | None = None) -> Partner:
+    """What other tiers may learn from this one, without gradient.
+
+    Args:
+        tier: the cloud model.
+        observed: what it made of the other tiers' images.
+        gallery: of a model that stands still.
+
+    Raises:
+        ConfigError: the tier has no head of its own.
+    """
+    head = tier.head()
+    if head is None:
+        raise ConfigError(
+            f"models.{tier.name}: has no class weights of its own that others could learn from; give it cosine_softmax"
+        )
+    # A copy: this step's head, whatever the optimiser does to it next.
+    supplied: dict[Need, Any] = {Need.EMBEDDING: observed.embedding.detach(), Need.HEAD: head.detach().clone()}
+    if observed.stages:
+        supplied[Need.STAGES] = observed.detach().stages
+    if gallery is not None:
+        supplied[Need.GALLERY] = gallery
+    return Partner(supplied)
