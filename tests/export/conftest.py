@@ -37,13 +37,17 @@ MakeRun = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
-    """Call it with names from :data:`MODELS` for a run directory with these models; the cloud model is always in."""
+    """Call it with names from :data:`MODELS` for a run directory with these models; the cloud model is always in, and may be
+    wider than the others (``narrow``)."""
 
-    def make(*names: str, control: str | None = None) -> Path:
+    def make(*names: str, control: str | None = None, narrow: int | None = None) -> Path:
         path = tmp_path_factory.mktemp("run")
         (path / "models").mkdir()
         (path / "probes" / "images").mkdir(parents=True)
-        records = {name: _write_model(path / "models", name) for name in dict.fromkeys(("cloud", *names))}
+        records = {
+            name: _write_model(path / "models", name, DIM if name == "cloud" or narrow is None else narrow)
+            for name in dict.fromkeys(("cloud", *names))
+        }
         space = SpaceRecord(name="icons", founder_model_id=records["cloud"].model_id, dim=DIM)
         (path / "space.json").write_text(space.model_dump_json())
         rng = np.random.default_rng(3)
@@ -66,9 +70,9 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
     return make
 
 
-def _write_model(folder: Path, name: str) -> ModelRecord:
+def _write_model(folder: Path, name: str, dim: int) -> ModelRecord:
     family, own, size = MODELS[name]
-    arguments = {"dim": DIM, "image_size": size, **own}
+    arguments = {"dim": dim, "image_size": size, **own}
     with torch.random.fork_rng():
         torch.manual_seed(len(name))
         model = build_model(family, arguments)
@@ -81,7 +85,7 @@ def _write_model(folder: Path, name: str) -> ModelRecord:
         role="cloud" if name == "cloud" else "edge",
         family=family,
         arguments=arguments,
-        dim=DIM,
+        dim=dim,
         # Unlike in all three channels, so that exchanged channels show.
         preprocess=Preprocess(size=size, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25)),
         weights_sha256=digest(weights),

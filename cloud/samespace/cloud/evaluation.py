@@ -15,6 +15,7 @@ from samespace.cloud.inputs import normalised
 from samespace.edge.models.head import L2Norm
 from samespace.sdk.errors import EmbeddingError
 from samespace.sdk.metrics import Estimate, average_precision, bootstrap_mean, recall_at_k
+from samespace.sdk.prefix import first_coordinates
 from samespace.sdk.preprocess import Preprocess
 
 __all__ = ["METRICS", "Measurement", "Scores", "comparable", "embed", "measure", "score"]
@@ -118,7 +119,7 @@ def comparable(
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Both sides cut to the coordinates that they have in common (or to the first ``prefix`` of them), as unit rows again."""
     width = min(query.shape[1], gallery.shape[1], prefix or query.shape[1])
-    return _first(query, width), _first(gallery, width)
+    return first_coordinates(query, width), first_coordinates(gallery, width)
 
 
 def score(
@@ -161,9 +162,3 @@ def measure(
     """
     return score(query, gallery, query_labels, gallery_labels).estimates()
 
-
-def _first(rows: npt.NDArray[np.float32], width: int) -> npt.NDArray[np.float32]:
-    if rows.shape[1] == width:
-        return rows
-    cut = rows[:, :width].astype(np.float64)
-    return (cut / np.linalg.norm(cut, axis=1, keepdims=True)).astype(np.float32)

@@ -21,6 +21,7 @@ from samespace.sdk.check.gate import Gate
 from samespace.sdk.errors import ConfigError
 from samespace.sdk.identity import canonical_json
 from samespace.sdk.manifest import Artifact, Manifest
+from samespace.sdk.prefix import first_coordinates
 from samespace.sdk.probes import ProbeSet
 from samespace.sdk.runtimes.base import LoadedArtifact
 from samespace.sdk.signing import SigningKey
@@ -120,7 +121,10 @@ def parse_artifacts(names: Sequence[str]) -> tuple[tuple[str, Precision], ...]:
 
 
 def _probes(run: Run, model: RunModel, cloud: npt.NDArray[np.float32]) -> ProbeSet:
-    """The run's probe images, with what this model makes of them; ``cloud`` is what the cloud model does."""
+    """The run's probe images, with what this model makes of them; ``cloud`` is what the cloud model does.
+
+    The cloud's side is cut to the width of a narrower model, since that is what it is compared with.
+    """
     record = model.record
     network = model.build()
     golden = record.preprocess.batch(run.probe_images)
@@ -128,8 +132,8 @@ def _probes(run: Run, model: RunModel, cloud: npt.NDArray[np.float32]) -> ProbeS
         images=run.probe_images,
         golden=golden,
         reference=embed(network, record, golden),
-        cloud=cloud,
-        gallery=run.gallery,
+        cloud=first_coordinates(cloud, record.dim),
+        gallery=first_coordinates(run.gallery, record.dim),
         mistakes=fingerprints(network, record, run.probe_images, golden),
         probe_labels=run.probe_labels,
         gallery_labels=run.gallery_labels,

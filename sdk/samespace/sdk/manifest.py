@@ -131,7 +131,8 @@ class Manifest(_Part):
             raise ValueError(f"model_id {self.model_id} does not fit the model record, whose id is {self.model.model_id}")
         if self.space_id != self.space.space_id:
             raise ValueError(f"space_id {self.space_id} does not fit the space record, whose id is {self.space.space_id}")
-        if self.model.dim != self.space.dim:
+        # A narrower model is compared on the first coordinates.
+        if self.model.dim > self.space.dim:
             raise ValueError(f"the model embeds in {self.model.dim} dimensions, its space has {self.space.dim}")
         return self
 

@@ -94,7 +94,12 @@ class Membership:
             SpaceMismatchError: the space is not here, or the model belongs to another one.
         """
         model = registered_model(evidence.manifest, evidence.signer)
-        self.space(model.space_id)
+        space, dim = self.space(model.space_id), evidence.manifest.model.dim
+        if dim != space.dim:
+            raise SpaceMismatchError(
+                f"the model {model.model_id} embeds in {dim} dimensions; this gallery searches all {space.dim} of the space "
+                f"{space.name!r}: search the first {dim} coordinates with an index of your own, or train a model of {space.dim}"
+            )
         serving = self.serving(model.space_id)
         self._join(model)
         self._registry.put_model(model)

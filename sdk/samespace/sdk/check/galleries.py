@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from samespace.sdk.errors import ConfigError, SamespaceError, SpaceMismatchError
 from samespace.sdk.manifest import Manifest
 from samespace.sdk.metrics.arrays import checked_embeddings
+from samespace.sdk.prefix import first_coordinates
 from samespace.sdk.probes import ProbeSet
 
 __all__ = ["GallerySample"]
@@ -72,19 +73,22 @@ class GallerySample:
         model_id = str(arrays["model_id"]) if "model_id" in arrays else None
         return cls(str(path), embeddings, labels, model_id, location=str(path))
 
-    def require_comparable(self, manifest: Manifest) -> None:
-        """Refuse a gallery of another space: equal dimension does not make vectors comparable.
+    def comparable(self, manifest: Manifest) -> GallerySample:
+        """The gallery as the bundle's model is compared with it: at the model's width.
+
+        A gallery of another space is refused: equal dimension does not make vectors comparable.
 
         Raises:
             SpaceMismatchError: another dimension, or another model than the founder of the space (or the bundle's own model).
         """
-        if self.embeddings.shape[1] != manifest.space.dim:
+        width = self.embeddings.shape[1]
+        if width not in (manifest.space.dim, manifest.model.dim):
             raise SpaceMismatchError(
-                f"{self.source}: vectors of {self.embeddings.shape[1]} dimensions, "
-                f"the space {manifest.space.name!r} has {manifest.space.dim}"
+                f"{self.source}: vectors of {width} dimensions, the space {manifest.space.name!r} has {manifest.space.dim}"
             )
         if self.model_id not in (None, manifest.space.founder_model_id, manifest.model_id):
             raise SpaceMismatchError(
                 f"{self.source}: embedded by {self.model_id}, but the space {manifest.space.name!r} was founded by "
                 f"{manifest.space.founder_model_id}; use a gallery of that model, or a bundle made for this one"
             )
+        return replace(self, embeddings=first_coordinates(self.embeddings, manifest.model.dim))

@@ -67,7 +67,7 @@ def measure(
     probes = probes or ProbeSet.from_bundle(bundle)
     gallery = gallery or GallerySample.from_probes(probes, bundle.manifest)
     if isinstance(gallery, GallerySample):
-        gallery.require_comparable(bundle.manifest)
+        gallery = gallery.comparable(bundle.manifest)
     spec = bundle.artifact(_only(bundle) if artifact is None else artifact).spec
     runtime = runtime or next(iter(device.runtimes(spec.format)), None)
     if runtime is None:
