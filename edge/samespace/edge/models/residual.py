@@ -11,18 +11,24 @@ __all__ = ["BasicBlock", "build"]
 
 
 class BasicBlock(nn.Module):
-    """``relu(conv(conv(x)) + shortcut(x))``; the shortcut is a 1x1 convolution where the shape changes."""
+    """``relu(conv(conv(x)) + shortcut(x))``; the shortcut is a 1x1 convolution where the shape changes.
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    Without the shortcut it is ``relu(conv(conv(x)))``: two layers of a plain network.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, shortcut: bool = True) -> None:
         super().__init__()
         self.first = ConvNorm(inputs, outputs, 3, stride)
         self.second = ConvNorm(outputs, outputs, 3, activation=None)
         same = inputs == outputs and stride == 1
-        self.shortcut = nn.Identity() if same else ConvNorm(inputs, outputs, 1, stride, activation=None)
+        self.shortcut: nn.Module | None = None
+        if shortcut:
+            self.shortcut = nn.Identity() if same else ConvNorm(inputs, outputs, 1, stride, activation=None)
         self.activation = nn.ReLU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.activation(self.second(self.first(x)) + self.shortcut(x))
+        y = self.second(self.first(x))
+        return self.activation(y if self.shortcut is None else y + self.shortcut(x))
 
 
 def build(
@@ -34,6 +40,7 @@ def build(
     stages: int = 3,
     stem_stride: int = 1,
     pooling: Pooling = "mean",
+    shortcut: bool = True,
 ) -> StagedNet:
     """A stem and ``stages`` stages, each half the resolution and twice the channels of the one before.
 
@@ -45,6 +52,7 @@ def build(
         stages: how often the resolution is halved after the stem.
         stem_stride: 1 for icons, 2 for photos.
         pooling: see :data:`samespace.edge.models.head.Pooling`.
+        shortcut: False leaves the shortcuts out: a plain network, to compare with.
 
     Raises:
         ConfigError: an argument out of range.
@@ -60,9 +68,9 @@ def build(
     body: list[nn.Module] = []
     channels = width
     for _ in range(stages):
-        blocks = [BasicBlock(channels, 2 * channels, 2)]
+        blocks = [BasicBlock(channels, 2 * channels, 2, shortcut)]
         channels *= 2
-        blocks += [BasicBlock(channels, channels, 1) for _ in range(depth - 1)]
+        blocks += [BasicBlock(channels, channels, 1, shortcut) for _ in range(depth - 1)]
         body.append(nn.Sequential(*blocks))
     stem = ConvNorm(3, width, 3, stem_stride)
     return StagedNet(stem, body, EmbeddingHead(channels, image_size // reduction, dim, pooling))
