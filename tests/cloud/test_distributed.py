@@ -60,7 +60,7 @@ with open_world("cpu") as world:
 
 @pytest.fixture(scope="module")
 def contents(digits: Path) -> dict[str, dict[str, Any]]:
-    """A joint and a sequential run of a family without batch norm, and one with it."""
+    """Runs of a family without batch norm, joint, sequential and with shared weights, and runs with it."""
 
     def content(mode: str, family: str, **arguments: Any) -> dict[str, Any]:
         def model(role: str) -> dict[str, Any]:
@@ -77,9 +77,19 @@ def contents(digits: Path) -> dict[str, dict[str, Any]]:
             "models": {"cloud": model("cloud"), "phone": model("edge")},
         }
 
+    def slimmable(content: dict[str, Any]) -> dict[str, Any]:
+        phone = {**content["models"]["phone"], "arguments": {"width": 4, "stages": 1}, "shares": "cloud"}
+        return {**content, "models": {**content["models"], "phone": phone}}
+
     return {
         "joint": content("joint", "tiny", width=8),
         "sequential": content("sequential", "tiny", width=8),
+        "family": {
+            **content("joint", "tiny", width=8),
+            "losses": {"cosine_softmax": {}, "regression": {}},
+            "joint": {"weights": "uncertainty", "project_conflicts": True, "shared_head": True},
+        },
+        "slimmable": slimmable(content("joint", "residual", width=6, stages=1)),
         "batch_norm": content("joint", "residual", width=4, stages=1),
     }
 
@@ -112,7 +122,7 @@ def two_processes(contents: dict[str, dict[str, Any]], family: Path, tmp_path_fa
     return folder
 
 
-@pytest.mark.parametrize("name", ["joint", "sequential", "batch_norm"])
+@pytest.mark.parametrize("name", ["joint", "sequential", "family", "slimmable", "batch_norm"])
 def test_both_processes_end_with_the_same_weights(name: str, two_processes: Path) -> None:
     for tier in ("cloud", "phone"):
         first, second = (safetensors.torch.load_file(f"{two_processes / name}.{tier}.rank{rank}") for rank in (0, 1))
@@ -120,7 +130,7 @@ def test_both_processes_end_with_the_same_weights(name: str, two_processes: Path
         assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.parametrize("name", ["joint", "sequential"])
+@pytest.mark.parametrize("name", ["joint", "sequential", "family"])
 def test_two_processes_are_one(
     name: str,
     two_processes: Path,

@@ -87,6 +87,9 @@ class ModelSpec(Part):
     start_as: TierName | None = Field(
         default=None, description="start from the weights that the model of this name starts from: for paired comparisons"
     )
+    shares: TierName | None = Field(
+        default=None, description="a slimmable family: use the first channels of the network of the model of this name"
+    )
     run: Path | None = Field(
         default=None, description="of a cloud model: a finished run whose cloud model it is, frozen; its space is joined"
     )

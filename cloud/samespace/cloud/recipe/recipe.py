@@ -10,6 +10,7 @@ from samespace.cloud.data.augment import Augment
 from samespace.cloud.data.config import DataConfig
 from samespace.cloud.losses.base import Need
 from samespace.cloud.losses.registry import loss_class, option_names
+from samespace.cloud.recipe.joint import JointSpec, check_joint, check_shares, head_users
 from samespace.cloud.recipe.parts import Losses, LossSpec, ModelSpec, OptimiserSpec, Part, Prefixes, SoftmaxSpec, TierName
 from samespace.cloud.toml import to_toml
 from samespace.sdk.identity import canonical_json, digest
@@ -37,6 +38,7 @@ class Recipe(Part):
     augment: Augment = Field(default_factory=Augment)
     optimiser: OptimiserSpec = Field(default_factory=OptimiserSpec)
     softmax: SoftmaxSpec = Field(default_factory=SoftmaxSpec)
+    joint: JointSpec = Field(default_factory=JointSpec)
     prefixes: Prefixes = Field(
         default=(), description="Matryoshka: widths at which embeddings are trained and measured, too, each prefix on its own"
     )
@@ -57,6 +59,8 @@ class Recipe(Part):
             raise ValueError(f"models.{clouds[0]}: compatible = false is for edge models; the cloud model founds the space")
         if cloud.run is not None and self.mode != "sequential":
             raise ValueError(f"models.{clouds[0]}: the cloud model of a finished run stands still: set mode = 'sequential'")
+        check_shares(self.models, self.mode)
+        check_joint(self.joint, self.mode, clouds[0], self.models, {name: self.objective(name) for name in self.models})
         for name, model in self.models.items():
             if model.dim > cloud.dim:
                 raise ValueError(
@@ -109,7 +113,9 @@ class Recipe(Part):
             raise ValueError(
                 f"models.{name}: {still[0]} needs a finished cloud model's gallery: set mode = 'sequential', or leave it out"
             )
-        joins = needing or set(stationary) & set(self.objective(self.cloud))
+        joins = (
+            needing or set(stationary) & set(self.objective(self.cloud)) or (self.joint.shared_head and name in self.head_users)
+        )
         if model.role == "edge" and model.compatible and not joins:
             raise ValueError(
                 f"models.{name}: none of its losses involves the cloud model, so it would not join its space; add partner_head "
@@ -145,6 +151,11 @@ class Recipe(Part):
             loss: (spec.weight, {**{key: shared[key] for key in option_names(loss) if key in shared}, **spec.options})
             for loss, spec in self.objective(name).items()
         }
+
+    @property
+    def head_users(self) -> tuple[str, ...]:
+        """The models that classify by one set of class weights where ``[joint]`` shares the head, the cloud model first."""
+        return head_users(self.cloud, self.models, {name: self.objective(name) for name in self.models})
 
     def needs(self, name: str) -> frozenset[Need]:
         """What a model's losses ask of the cloud model."""

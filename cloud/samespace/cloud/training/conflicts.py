@@ -13,8 +13,8 @@ __all__ = ["project_conflicts"]
 def project_conflicts(gradients: Sequence[Tensor | None], generator: torch.Generator | None = None) -> Tensor:
     r"""The sum of gradients of which each has lost what opposes another.
 
-    For each i, and the others j in random order: where ``g_i . g_j < 0``, ``g_i <- g_i - (g_i . g_j / ||g_j||^2) g_j``, with g_j
-    as it came and g_i as it is by then; the results are summed. This is PCGrad (Yu et al., NeurIPS 2020, arXiv 2001.06782,
+    For each i, and the others j in random order: where ``g_i . g_j < 0``, ``g_i <- g_i - (g_i . g_j / ||g_j||^2) g_j``, with
+    g_j as it came and g_i as it is by then; the results are summed. This is PCGrad (Yu et al., NeurIPS 2020, arXiv 2001.06782,
     algorithm 1), which SFSC (Wu et al., CVPR 2023) uses between the sub-models of one network. Nothing changes where no two
     gradients conflict.
 

@@ -90,7 +90,7 @@ def family_backward(
     project: bool,
     generator: torch.Generator | None = None,
 ) -> None:
-    """Set the gradients of all parameters that some objectives reach: :class:`FamilyGradients` for objectives that are all there.
+    """Set the gradients of all parameters that some objectives reach: :class:`FamilyGradients`, for objectives already there.
 
     Args:
         objectives: name -> scalar with gradient; their graphs may overlap.

@@ -25,6 +25,7 @@ from samespace.cloud.training.order import BatchOrder
 from samespace.cloud.training.partners import Founder, partner_of, supply_gallery, take_over
 from samespace.cloud.training.run import RunDirectory
 from samespace.cloud.training.seeds import generator, seeded
+from samespace.cloud.training.sharing import Family, family_of, separate, share
 from samespace.cloud.training.stages import Stage, stages_of
 from samespace.cloud.training.tier import Outcome, Tier, build_tier
 from samespace.sdk.cli.progress import progress
@@ -61,6 +62,7 @@ class Trainer:
         tiers = {name: build_tier(recipe, name, len(data.classes)) for name in recipe.models}
         if founder is not None:
             take_over(tiers[recipe.cloud], founder, data.classes)
+        share(recipe, tiers)
         self.tiers = {name: self._placed(tier) for name, tier in tiers.items()}
         self.stages = stages_of(recipe)
         self.progress = Progress(recipe_sha256=recipe.digest, data_sha256=data.sha256)
@@ -89,6 +91,7 @@ class Trainer:
         finally:
             if log:
                 log.close()
+        separate(self.tiers)
 
     def _run_stage(self, tensors: Mapping[str, Tensor], log: TrainingLog | None) -> None:
         """The current stage, from where it stands to its end; ``tensors`` is the checkpoint to go on from, if any."""
@@ -100,18 +103,29 @@ class Trainer:
             partner = self.tiers[stage.partner].eval().requires_grad_(False)
             if any(Need.GALLERY in tier.needs for tier in trained.values()):
                 gallery = supply_gallery(partner, recipe, self.data)
+        family = family_of(recipe, stage, self.tiers, self.world)
+        start = self.progress.step
+        # A tier whose weights are all another's has nothing to optimise.
+        learning: dict[str, nn.Module] = {
+            name: tier for name, tier in trained.items() if any(value.requires_grad for value in tier.parameters())
+        }
         optimisers = {
             name: build_optimiser(tier, recipe.learning_rate(name), recipe.optimiser.weight_decay)
-            for name, tier in trained.items()
+            for name, tier in learning.items()
         }
-        restore_optimisers(tensors, trained, optimisers)
-        callables = {name: self.world.wrapped(tier) for name, tier in trained.items()}
+        if family:
+            learning |= family.modules
+            for name, module in family.modules.items():
+                optimisers[name] = build_optimiser(module, recipe.optimiser.learning_rate, 0.0)
+            if start:
+                restore_weights(tensors, family.modules)
+        restore_optimisers(tensors, learning, optimisers)
+        callables = trained if family else {name: self.world.wrapped(tier) for name, tier in trained.items()}
         order = BatchOrder(len(self.data.labels), recipe.batch, recipe.seed, stage.name)
-        start = self.progress.step
         bar_of = progress(f"Training ({stage.name})", recipe.steps - start) if self.world.first else nullcontext()
         with interruptible() as interrupt, bar_of as bar:
             for step in range(start, recipe.steps):
-                outcomes = self._step(stage, step, order.indices(step), callables, optimisers, gallery)
+                outcomes = self._step(stage, step, order.indices(step), callables, optimisers, gallery, family)
                 done, last = step + 1, step + 1 == recipe.steps
                 stop = self.world.any(interrupt.received is not None)
                 logs, saves = last or done % recipe.log_every == 0, last or stop or done % recipe.checkpoint_every == 0
@@ -120,7 +134,7 @@ class Trainer:
                     if logs and log:
                         log.write(self._record(stage, done, losses))
                 if saves:
-                    self._save(done, trained, optimisers, log)
+                    self._save(done, trained, optimisers, log, family)
                 if bar:
                     bar.advance(1, " ".join(f"{name} {outcomes[name].total.item():.2f}" for name in trained) if logs else "")
                 if stop:
@@ -134,6 +148,7 @@ class Trainer:
         callables: Mapping[str, nn.Module],
         optimisers: Mapping[str, Optimizer],
         gallery: Gallery | None,
+        family: Family | None,
     ) -> dict[str, Outcome]:
         """One optimiser step of every tier that learns in this stage."""
         recipe, data, rows = self.recipe, self.data, self._rows
@@ -143,6 +158,10 @@ class Trainer:
         views = Views(augment_batch(pictures, chance, recipe.augment)[rows])
         share = indices[rows].to(self.world.device)
         partner, outcomes = _ALONE, {}
+        for optimiser in optimisers.values():
+            set_step(optimiser, step, recipe.steps, recipe.optimiser.warmup)
+            optimiser.zero_grad(set_to_none=True)
+        together = family.begin(step) if family else None
         if stage.partner and stage.partner not in callables:
             frozen = self.tiers[stage.partner]
             with torch.no_grad():
@@ -154,12 +173,16 @@ class Trainer:
                 outcome: Outcome = tier(views.of(recipe.models[name].preprocess), labels[rows], partner, share)
             if name == stage.partner:
                 partner = partner_of(self.tiers[name], outcome.observed)
-            set_step(optimisers[name], step, recipe.steps, recipe.optimiser.warmup)
-            optimisers[name].zero_grad(set_to_none=True)
-            # The terms of different tiers share no gradient: going back at once frees the activations.
-            outcome.total.backward()
-            optimisers[name].step()
+            # The terms of different tiers share no activations, at most parameters: going back at once frees them.
+            if family and together:
+                together.backward(family.objective(name, outcome.total))
+            else:
+                outcome.total.backward()
             outcomes[name] = outcome._replace(total=outcome.total.detach())
+        if together:
+            together.finish()
+        for optimiser in optimisers.values():
+            optimiser.step()
         return outcomes
 
     def _finite_losses(self, stage: Stage, done: int, outcomes: Mapping[str, Outcome]) -> dict[str, dict[str, float]]:
@@ -186,7 +209,12 @@ class Trainer:
         return {"stage": stage.name, "step": done, "learning_rate": rate, "seconds": seconds, "losses": losses}
 
     def _save(
-        self, done: int, trained: Mapping[str, Tier], optimisers: Mapping[str, Optimizer], log: TrainingLog | None
+        self,
+        done: int,
+        trained: Mapping[str, Tier],
+        optimisers: Mapping[str, Optimizer],
+        log: TrainingLog | None,
+        family: Family | None,
     ) -> None:
         """Note the progress, and write it down where this is the first process."""
         finished = done == self.recipe.steps
@@ -202,7 +230,8 @@ class Trainer:
             }
         )
         if self.world.first:
-            self.directory.save(pack(self.progress, self.tiers, {} if finished else optimisers))
+            beside = family.modules if family and not finished else {}
+            self.directory.save(pack(self.progress, {**self.tiers, **beside}, {} if finished else optimisers))
         self.world.wait()
 
     def _placed(self, tier: Tier) -> Tier:
