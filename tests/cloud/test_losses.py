@@ -14,17 +14,32 @@ from samespace.cloud.losses import (
     Batch,
     CompatibilityLoss,
     CosineSoftmax,
+    Gallery,
     Need,
     Partner,
     PartnerHead,
     Regression,
     Shape,
+    StageShape,
     build_loss,
 )
 from samespace.cloud.losses.registry import option_names
 from samespace.sdk.errors import ConfigError
 
-SHAPE = Shape(classes=5, dim=4)
+SHAPE = Shape(
+    classes=5,
+    dim=4,
+    stages=(StageShape(2, 2), StageShape(3, 4)),
+    partner_stages=(StageShape(3, 2), StageShape(2, 2), StageShape(4, 4)),
+)
+#: Options at which a loss has something to say about six images and a gallery of fourteen; defaults for all others.
+OPTIONS: dict[str, dict[str, float]] = {
+    "contrastive": {"queue": 8},
+    "csd": {"neighbours": 5},
+    "structure_similarity": {"part": 2},
+}
+#: All that look at the embedding with a partner in view; but for the negative control they tie the two spaces together.
+CROSSING = sorted(name for name, kind in LOSSES.items() if kind.needs and kind.on_embedding and name != "relational")
 
 
 def unit(*shape: int, seed: int = 0) -> Tensor:
@@ -38,8 +53,38 @@ def labels() -> Tensor:
 
 
 @pytest.fixture
-def partner() -> Partner:
-    return Partner({Need.EMBEDDING: unit(6, 4, seed=1), Need.HEAD: unit(5, 4, seed=2)})
+def rows() -> Tensor:
+    """Which rows of the gallery the six images are."""
+    return torch.tensor([2, 7, 3, 11, 0, 8])
+
+
+@pytest.fixture
+def partner(labels: Tensor, rows: Tensor) -> Partner:
+    embedding = unit(6, 4, seed=1)
+    gallery = unit(14, 4, seed=4)
+    gallery[rows] = F.normalize(embedding + 0.1 * unit(6, 4, seed=5), dim=1)  # augmented pictures are not quite the originals
+    classes = torch.arange(14) % 5
+    classes[rows] = labels
+    return Partner(
+        {
+            Need.EMBEDDING: embedding,
+            Need.HEAD: unit(5, 4, seed=2),
+            Need.STAGES: (unit(6, 3, 4, 4, seed=6), unit(6, 2, 4, 4, seed=7), unit(6, 4, 3, 3, seed=8)),
+            Need.GALLERY: Gallery(gallery, classes),
+        }
+    )
+
+
+@pytest.fixture
+def stages() -> tuple[Tensor, ...]:
+    """Feature maps of the trained model."""
+    return unit(6, 2, 4, 4, seed=9), unit(6, 3, 2, 2, seed=10)
+
+
+def registered(name: str) -> CompatibilityLoss:
+    """A loss that changes no state."""
+    torch.manual_seed(0)
+    return build_loss(name, SHAPE, OPTIONS.get(name)).double().eval()
 
 
 def slow_softmax(embedding: Tensor, head: Tensor, labels: Tensor, scale: float, margin: float, smoothing: float) -> float:
@@ -102,23 +147,67 @@ def test_a_margin_makes_it_harder(labels: Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
-def test_gradient_of_every_registered_loss(name: str, labels: Tensor, partner: Partner) -> None:
-    loss = build_loss(name, SHAPE).double()
+def test_gradient_of_every_registered_loss(
+    name: str, labels: Tensor, rows: Tensor, stages: tuple[Tensor, ...], partner: Partner
+) -> None:
+    loss = registered(name)
     raw = torch.randn(6, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64, requires_grad=True)
-    parameters = tuple(loss.parameters())
+    maps = tuple(stage.requires_grad_() for stage in stages)
+    seen = (raw,) if loss.on_embedding else maps
 
-    def objective(x: Tensor, *_: Tensor) -> Tensor:
-        return loss(Batch(F.normalize(x, dim=1), labels), partner.only(loss.needs))
+    def objective(*inputs: Tensor) -> Tensor:
+        first, *rest = inputs
+        embedding = F.normalize(first if loss.on_embedding else raw, dim=1)
+        return loss(Batch(embedding, labels, rows, maps if loss.on_embedding else (first, rest[0])), partner.only(loss.needs))
 
-    assert torch.autograd.gradcheck(objective, (raw, *parameters))
+    assert torch.autograd.gradcheck(objective, (*seen, *loss.parameters()))
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
-def test_every_registered_loss_declares_what_it_uses(name: str, labels: Tensor, partner: Partner) -> None:
+def test_every_registered_loss_declares_what_it_uses(
+    name: str, labels: Tensor, rows: Tensor, stages: tuple[Tensor, ...], partner: Partner
+) -> None:
     """With just what it declared it works; what it did not declare is not there to be used."""
-    loss = build_loss(name, SHAPE).double()
-    assert torch.isfinite(loss(Batch(unit(6, 4), labels), partner.only(loss.needs)))
-    assert set(partner.only(loss.needs).supplied) == set(loss.needs)
+    loss = registered(name)
+    declared = partner.only(loss.needs)
+    assert torch.isfinite(loss(Batch(unit(6, 4), labels, rows, stages), declared))
+    assert set(declared.supplied) == set(loss.needs)
+
+
+@pytest.mark.parametrize("name", sorted(name for name, kind in LOSSES.items() if kind.on_embedding))
+def test_every_loss_on_embeddings_is_one_of_the_prefix_alone(
+    name: str, labels: Tensor, rows: Tensor, stages: tuple[Tensor, ...], partner: Partner
+) -> None:
+    """At two coordinates of four it is finite, and the other two have no part in it."""
+    loss = registered(name)
+    batch = Batch(unit(6, 4).requires_grad_(), labels, rows, stages)
+    value = loss(batch.first(2), partner.only(loss.needs).first(2))
+    (gradient,) = torch.autograd.grad(value, batch.embedding)
+    assert torch.isfinite(value)
+    assert gradient[:, :2].abs().sum() > 0
+    assert gradient[:, 2:].abs().sum() == 0
+
+
+@pytest.mark.parametrize("name", CROSSING)
+def test_what_crosses_the_spaces_notices_a_rotation(name: str, labels: Tensor, rows: Tensor, partner: Partner) -> None:
+    """The trained model's space turned as a whole: all distances within it stay, those to the partner do not."""
+    loss = registered(name)
+    turned = [loss(Batch(unit(6, 4) @ rotation, labels, rows), partner.only(loss.needs)).item() for rotation in rotations()]
+    assert max(turned) - min(turned) > 1e-4
+
+
+def test_the_negative_control_does_not_notice_a_rotation(labels: Tensor, partner: Partner) -> None:
+    loss = registered("relational")
+    turned = [loss(Batch(unit(6, 4) @ rotation, labels), partner.only(loss.needs)).item() for rotation in rotations()]
+    assert turned == pytest.approx([turned[0]] * len(turned), rel=1e-9)
+    assert turned[0] > 1e-3
+
+
+def rotations() -> list[Tensor]:
+    """Orthogonal ``(4, 4)``, the identity first."""
+    generator = torch.Generator().manual_seed(11)
+    drawn = [torch.linalg.qr(torch.randn(4, 4, generator=generator, dtype=torch.float64)).Q for _ in range(4)]
+    return [torch.eye(4, dtype=torch.float64), *drawn]
 
 
 def test_an_undeclared_need_is_refused(labels: Tensor, partner: Partner) -> None:
@@ -157,6 +246,17 @@ def test_unknown_loss_and_option_name_what_was_meant() -> None:
         ("partner_head", {"margin": -0.1}),
         ("partner_head", {"label_smoothing": 1.0}),
         ("cosine_softmax", {"scale": math.nan}),
+        ("contrastive", {"temperature": 0.0}),
+        ("contrastive", {"queue": -1}),
+        ("contrastive", {"queue": 1.5}),
+        ("csd", {"neighbours": 1}),
+        ("csd", {"partner_temperature": -0.1}),
+        ("csd", {"temperature": 0.0}),
+        ("relational", {"distance_weight": -1.0}),
+        ("relational", {"angle_weight": math.inf}),
+        ("simplex", {"classes": 1}),
+        ("simplex", {"classes": 4}),  # fewer than the five classes of the data
+        ("simplex", {"scale": 0.0}),
     ],
 )
 def test_option_out_of_range_is_refused(name: str, options: dict[str, float]) -> None:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samespace.cloud.losses.base import Batch, CompatibilityLoss, Margin, Partner, Scale, Shape, Smoothing
+from samespace.cloud.losses.base import Batch, CompatibilityLoss, Margin, Partner, Scale, Shape, Smoothing, prefix
 
 __all__ = ["CosineSoftmax", "cosine_cross_entropy"]
 
@@ -35,7 +35,8 @@ class CosineSoftmax(CompatibilityLoss):
         return F.normalize(self.weight, dim=1)
 
     def forward(self, batch: Batch, partner: Partner) -> Tensor:
-        return cosine_cross_entropy(batch, self.head(), self.scale, self.margin, self.label_smoothing)
+        head = prefix(self.head(), batch.embedding.shape[1])
+        return cosine_cross_entropy(batch, head, self.scale, self.margin, self.label_smoothing)
 
 
 def cosine_cross_entropy(batch: Batch, head: Tensor, scale: float, margin: float, label_smoothing: float) -> Tensor:

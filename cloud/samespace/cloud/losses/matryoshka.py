@@ -21,8 +21,8 @@ def at_every_width(loss: CompatibilityLoss, batch: Batch, partner: Partner, widt
     r"""``(1 / |M|) sum_{m in M} loss(e[:m], g[:m])``, every prefix normalised again, on both sides.
 
     Matryoshka representation learning (Kusupati et al., NeurIPS 2022, arXiv 2205.13147, eq. 1) with all importances equal;
-    class weights are tied, ``W_m = W[:, :m]`` (their MRL-E), and the partner's are cut alike: so each prefix is compatible by itself.
-    A mean, where the paper has a sum, keeps the weights of a recipe what they are without prefixes.
+    class weights are tied, ``W_m = W[:, :m]`` (their MRL-E), and the partner's are cut alike: so each prefix is compatible by
+    itself. A mean, where the paper has a sum, keeps the weights of a recipe what they are without prefixes.
 
     Args:
         loss: a term; one that does not look at the embedding counts once.

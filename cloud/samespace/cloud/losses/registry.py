@@ -9,19 +9,37 @@ from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from samespace.cloud.losses.asymmetric_margin import AsymmetricMargin
 from samespace.cloud.losses.base import CompatibilityLoss, Shape
+from samespace.cloud.losses.contrastive import Contrastive
 from samespace.cloud.losses.cosine_softmax import CosineSoftmax
+from samespace.cloud.losses.csd import ContextualSimilarity
 from samespace.cloud.losses.partner_head import PartnerHead
+from samespace.cloud.losses.rank_difference import RankDifference
+from samespace.cloud.losses.rank_order import RankOrder
 from samespace.cloud.losses.regression import Regression
+from samespace.cloud.losses.relational import Relational
+from samespace.cloud.losses.simplex import Simplex
+from samespace.cloud.losses.stage_features import StageFeatures
+from samespace.cloud.losses.structure_similarity import StructureSimilarity
 from samespace.sdk.errors import ConfigError
 
 __all__ = ["LOSSES", "build_loss", "check_options", "loss_class", "option_names"]
 
 #: Name in recipes -> class.
 LOSSES: dict[str, type[CompatibilityLoss]] = {
+    "contrastive": Contrastive,
     "cosine_softmax": CosineSoftmax,
+    "csd": ContextualSimilarity,
     "partner_head": PartnerHead,
     "regression": Regression,
+    "relational": Relational,
+    "simplex": Simplex,
+    "stage_features": StageFeatures,
+    "asymmetric_margin": AsymmetricMargin,
+    "rank_difference": RankDifference,
+    "rank_order": RankOrder,
+    "structure_similarity": StructureSimilarity,
 }
 
 
