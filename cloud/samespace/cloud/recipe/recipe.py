@@ -100,6 +100,8 @@ class Recipe(Part):
     def _check_objective(self, name: str, model: ModelSpec) -> None:
         losses = {loss: loss_class(loss) for loss in self.objective(name)}
         needing = [loss for loss, kind in losses.items() if kind.needs]
+        # What looks at feature maps alone says nothing about where embeddings lie.
+        joining = [loss for loss in needing if losses[loss].on_embedding]
         stationary = [loss for loss, kind in losses.items() if kind.stationary]
         if model.role == "cloud" and needing:
             raise ValueError(f"models.{name}: the cloud model has no partner that {needing[0]} could learn from; leave it out")
@@ -114,7 +116,7 @@ class Recipe(Part):
                 f"models.{name}: {still[0]} needs a finished cloud model's gallery: set mode = 'sequential', or leave it out"
             )
         joins = (
-            needing or set(stationary) & set(self.objective(self.cloud)) or (self.joint.shared_head and name in self.head_users)
+            joining or set(stationary) & set(self.objective(self.cloud)) or (self.joint.shared_head and name in self.head_users)
         )
         if model.role == "edge" and model.compatible and not joins:
             raise ValueError(
