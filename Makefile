@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SIZE ?= full
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help npm setup demo test lint bench clean
+.PHONY: help npm setup demo test lint bench benchname clean
 
 npm:
 	@tools/require.sh npm
@@ -44,10 +44,14 @@ test: npm lint  ## All checks and tests, at CI size
 	@echo "tests"
 	$(BIN)/python -m pytest -n 2
 
-bench: setup  ## Run one benchmark: make bench NAME=embedder_overhead
-	@test -n "$(NAME)" || { echo "which one? make bench NAME=..., one of: $$(cd benchmarks && ls *.py | grep -v '^tables' | sed 's/\.py//' | tr '\n' ' ')"; exit 2; }
-	$(BIN)/python benchmarks/$(NAME).py
+bench: benchname setup  ## Run one benchmark: make bench NAME=embedder_overhead
+	@if [ -d "benchmarks/$(NAME)" ]; then $(BIN)/python benchmarks/$(NAME)/run.py --size $(SIZE); else $(BIN)/python benchmarks/$(NAME).py; fi
 	$(BIN)/python benchmarks/tables.py
+
+# Before the setup, which takes minutes.
+benchname:
+	@known=$$(cd benchmarks && ls -d *.py */run.py | sed 's/\.py$$//; s/\/run$$//' | grep -vx tables | tr '\n' ' ')
+	case " $$known" in *" $(NAME) "*) ;; *) echo "which one? make bench NAME=..., one of: $$known" >&2; exit 2;; esac
 
 clean:  ## Remove what the targets made
 	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis

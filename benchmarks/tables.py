@@ -46,10 +46,29 @@ def with_demo_table(readme: str) -> str:
     )
 
 
+def with_blocks(text: str) -> str:
+    """A document with the tables of ledgers between its markers: ``<!-- LEDGER:TABLE -->`` and ``<!-- /LEDGER:TABLE -->``.
+
+    The tables are what the ledger holds under ``tables``; one that it does not hold, yet, is left as it is.
+    """
+
+    def block(match: re.Match[str]) -> str:
+        ledger = RESULTS / f"{match['ledger']}.json"
+        tables = json.loads(ledger.read_text()).get("tables", {}) if ledger.exists() else {}
+        if match["table"] not in tables:
+            return match[0]
+        return f"{match['begin']}\n{tables[match['table']]}{match['end']}"
+
+    marker = r"(?P<begin><!-- (?P<ledger>[a-z_]+):(?P<table>[a-z_]+) -->).*?(?P<end><!-- /(?P=ledger):(?P=table) -->)"
+    return re.sub(marker, block, text, flags=re.DOTALL)
+
+
 def main() -> None:
     """Rewrite, or check."""
     readme = ROOT / "README.md"
-    wanted = {ROOT / "docs" / "evidence.md": evidence_page(), readme: with_demo_table(readme.read_text())}
+    wanted = {ROOT / "docs" / "evidence.md": evidence_page(), readme: with_blocks(with_demo_table(readme.read_text()))}
+    pages = [path for path in sorted((ROOT / "docs").glob("*.md")) if path.name != "evidence.md"]
+    wanted |= {path: with_blocks(path.read_text()) for path in pages}
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     if "--check" in sys.argv[1:]:
         for path in stale:

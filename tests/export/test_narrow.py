@@ -44,7 +44,8 @@ def test_it_is_checked_against_a_gallery_of_full_width(bundle: Bundle) -> None:
     assert not report.refused
     assert report.embedding is not None
     cut = measure(bundle, gallery=GallerySample("the same, cut", first_coordinates(wide, NARROW)))
-    assert report.retrieval is not None and cut.retrieval is not None
+    assert report.retrieval is not None
+    assert cut.retrieval is not None
     assert report.retrieval.overlaps == cut.retrieval.overlaps
 
 
