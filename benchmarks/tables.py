@@ -30,7 +30,9 @@ def evidence_page() -> str:
         if records:
             first = records[0]
             seeds = ", ".join(map(str, first.seeds))
-            sections.append(f"`{first.command}`, commit `{first.commit}`, seeds {seeds}, on {first.device}.\n")
+            sections.append(
+                f"`{first.command}`, commit `{first.commit}`, seeds {seeds} where no other is named, on {first.device}.\n"
+            )
     return "\n".join(sections)
 
 

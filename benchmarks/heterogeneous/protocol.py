@@ -99,8 +99,9 @@ class Scale:
     """How much of the protocol a size is.
 
     Attributes:
-        steps: of every edge model, and of the small cloud models.
+        steps: of every edge model beside the cloud model.
         cloud_steps: of the cloud model.
+        small_steps: of each stage where models found a space of their own: prefixes, the stationary head, families.
         batch: images a step.
         seeds: of the paired repetitions.
         data: the emoji set's size.
@@ -111,6 +112,7 @@ class Scale:
 
     steps: int
     cloud_steps: int
+    small_steps: int
     batch: int
     seeds: tuple[int, ...]
     data: str
@@ -121,9 +123,9 @@ class Scale:
 
 _ALL = tuple(ARCHITECTURES)
 SIZES = {
-    "full": Scale(800, 2400, 96, (0, 1, 2), "full", _ALL, 96, 40),
-    "small": Scale(200, 400, 96, (0,), "small", _ALL, 64, 24),
-    "ci": Scale(3, 3, 16, (0, 1), "ci", ("residual", "inverted3"), 16, 16),
+    "full": Scale(800, 2400, 400, 96, (0, 1, 2), "full", _ALL, 96, 40),
+    "small": Scale(200, 400, 100, 96, (0,), "small", _ALL, 64, 24),
+    "ci": Scale(3, 3, 3, 16, (0, 1), "ci", ("residual", "inverted3"), 16, 16),
 }
 
 
@@ -239,19 +241,19 @@ def _with_own_cloud(scale: Scale, seed: int) -> list[Job]:
 
     def add(name: str, part: str, models: dict[str, Any], more: dict[str, Any], seconds: float) -> None:
         cells = {model: Cell(name, model, name, seed) for model in models}
-        recipe = _recipe(f"{name}-seed{seed}", scale, seed, models) | more
+        recipe = _recipe(f"{name}-seed{seed}", scale, seed, models, scale.small_steps) | more
         found.append(Job(f"{name}-seed{seed}", part, seconds, recipe, cells))
 
     # Both are measured at every prefix; one is trained for none. That one is the families' sequential baseline, too.
     untrained = {name: {**model, "prefixes": []} for name, model in {"cloud": cloud, **edges}.items()}
-    add("prefixes-without", "prefixes", untrained, {"prefixes": list(PREFIXES)}, 230)
+    add("prefixes-without", "prefixes", untrained, {"prefixes": list(PREFIXES)}, 120)
     add("prefixes-with", "prefixes", {"cloud": cloud, **edges}, {"prefixes": list(PREFIXES)}, 260)
     simplex = {"losses": {"simplex": {}}}
     stationary = {"cloud": {**cloud, **simplex}, **{name: {**model, **simplex} for name, model in edges.items()}}
-    add("simplex", "others", stationary, {}, 230)
+    add("simplex", "others", stationary, {}, 120)
     for name, settings in _FAMILIES.items():
         more = {"mode": "joint"} | ({"joint": settings} if settings else {})
-        add(name, "family", {"cloud": cloud, **edges}, more, 230)
+        add(name, "family", {"cloud": cloud, **edges}, more, 120)
     return found
 
 
@@ -270,7 +272,7 @@ def _slimmable(scale: Scale, seed: int, founded: bool) -> Job:
             models[f"{loss}-{width}"] = edge
             cells[f"{loss}-{width}"] = Cell("slimmable", str(width), loss, seed)
     joint = {"joint": {"weights": "uncertainty", "project_conflicts": True}}
-    return Job(name, "family", 220, _recipe(name, scale, seed, models) | joint, cells, after=(before,))
+    return Job(name, "family", 110, _recipe(name, scale, seed, models, scale.small_steps) | joint, cells, after=(before,))
 
 
 def _recipe(name: str, scale: Scale, seed: int, models: dict[str, Any], steps: int | None = None) -> dict[str, Any]:

@@ -161,4 +161,3 @@ def measure(
         DataError, EmbeddingError, SpaceMismatchError: as :func:`samespace.sdk.metrics.recall_at_k`.
     """
     return score(query, gallery, query_labels, gallery_labels).estimates()
-

@@ -98,11 +98,14 @@ def read_ledger(path: Path) -> tuple[EvidenceRecord, ...]:
 
 
 def markdown_table(records: Sequence[EvidenceRecord]) -> str:
-    """The records as a Markdown table, for the documents that quote them."""
+    """The records as a Markdown table, for the documents that quote them; a record of other seeds than the first says which."""
     lines = ["| id | claim | bar | measured | n | holds |", "|---|---|---|---|---|---|"]
     for record in records:
         holds = "yes" if record.holds else f"**no**: {record.reason}"
-        lines.append(f"| {record.id} | {record.claim} | {record.bar} | {measured_text(record)} | {record.n} | {holds} |")
+        n = str(record.n)
+        if record.seeds != records[0].seeds:
+            n += f", seed {', '.join(map(str, record.seeds))}"
+        lines.append(f"| {record.id} | {record.claim} | {record.bar} | {measured_text(record)} | {n} | {holds} |")
     return "\n".join(lines) + "\n"
 
 

@@ -21,6 +21,7 @@ __all__ = ["COMMANDS", "main"]
 #: Name -> one line for ``samespace --help``, so that the help needs no import. Other packages' commands are listed bare.
 COMMANDS = {
     "train": "Co-train a cloud model and edge models into one embedding space.",
+    "nas": "Search the small network that fits best into a finished run's space.",
     "export": "Write a run's models as verified bundles: ONNX, TFLite, Core ML.",
     "check": "Prove that a bundle's artifacts give the embeddings the gallery expects.",
     "gallery": "Serve a gallery, add images to it, search it.",
