@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -25,7 +24,6 @@ from samespace.sdk.files import atomic_write
 __all__ = ["read_search"]
 
 HERE = Path(__file__).parent
-_REWARD = re.compile(r"(?<![a-z0-9])r[1-4](?![a-z0-9])")
 
 
 def main(folder: Path, size: str) -> None:
@@ -42,9 +40,13 @@ def main(folder: Path, size: str) -> None:
 def read_search(folder: Path, cells: Cells) -> dict[str, int]:
     """Add the winners' hits (group ``search``: sides ``own``, ``cross``, and ``alone`` for the control) and return their MACs.
 
-    A winner is an edge model of the runs ``retrain/seed-N`` whose name holds its reward, ``r1`` to ``r4``; its control is the
-    model of the same architecture with ``compatible = false``. As many of the first seeds count as were retrained.
+    Winners go by reward, ``r1`` to ``r4``; one network may have won several. Its control is the model of the same architecture
+    with ``compatible = false`` in the runs ``retrain/seed-N``. As many of the first seeds count as were retrained.
     """
+    report = folder / "runs" / "search" / "report.json"
+    if not report.exists():
+        return {}
+    won = {name: winner["rewards"] for name, winner in json.loads(report.read_text())["winners"].items()}
     hits: dict[tuple[str, str, str], list[np.ndarray]] = defaultdict(list)
     macs: dict[str, int] = {}
     for seed in cells.seeds:
@@ -57,7 +59,7 @@ def read_search(folder: Path, cells: Cells) -> dict[str, int]:
         for name, model in recipe.edges.items():
             if not model.compatible:
                 continue
-            for reward in _REWARD.findall(name):
+            for reward in map(str.lower, won.get(name, ())):
                 macs[reward] = count(build_model(model.family, model.builder_arguments), model.preprocess.size).macs
                 sides = {"own": (name, name), "cross": (name, recipe.cloud)}
                 if alone := controls.get(str(model.arguments)):
