@@ -14,13 +14,14 @@ from samespace.sdk.files import atomic_write
 __all__ = ["plots", "tables"]
 
 
-def tables(cells: Cells, macs: Mapping[str, int], cloud_macs: int) -> dict[str, str]:
+def tables(cells: Cells, macs: Mapping[str, int], cloud_macs: int, winners: Mapping[str, int]) -> dict[str, str]:
     """Name of a block -> Markdown; blocks for which nothing is there are left out. All figures are R@1 in percent."""
     found = {
         "architectures": _architectures(cells, macs, cloud_macs),
         "losses": _losses(cells),
         "other_losses": _most(cells, _others),
         "peers": _most(cells, _peers),
+        "search": _most(cells, lambda few: _search(few, winners, cloud_macs)),
     }
     return {name: table for name, table in found.items() if table}
 
@@ -96,6 +97,19 @@ def _peers(cells: Cells) -> str:
     rows = [[name, _text(cells.other("peers", name))] for name in cells.others("peers")]
     rows.sort(key=lambda row: -_leading(row[1]))
     return _markdown(["pytorch-metric-learning", "M(q,g)"], rows) if rows else ""
+
+
+def _search(cells: Cells, winners: Mapping[str, int], cloud_macs: int) -> str:
+    rows = []
+    for name, macs in winners.items():
+        try:
+            alone, own, cross = (cells.other("search", name, side) for side in ("alone", "own", "cross"))
+        except KeyError:
+            return ""
+        figures = _text(alone), _text(own), _text(cross), _text(cross - alone), _text(cross / cells.best(), 1, 2)
+        rows.append([name.upper(), f"{macs / 1e6:.2f} M ({cloud_macs / macs:.0f} x)", *figures])
+    head = ["won by", "MACs (fewer)", "control M(q,q)", "M(q,q)", "M(q,g)", "M(q,g) - control M(q,q)", "H"]
+    return _markdown(head, rows) if rows else ""
 
 
 def _leading(text: str) -> float:

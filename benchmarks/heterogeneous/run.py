@@ -92,8 +92,12 @@ def report(place: Workplace, found: list[Job], problems: dict[str, str], minutes
     records = claims(cells, macs, cloud_macs, winners, json.loads(speed.read_text()) if speed.exists() else None, common)
     full = place.size == "full"
     pictures = plots(cells, ROOT / "docs" if full else place.folder)
-    blocks = tables(cells, macs, cloud_macs)
+    blocks = tables(cells, macs, cloud_macs, winners)
     blocks["plots"] = "".join(f"![{name.removesuffix('.png').replace('-', ' ')}]({name})\n\n" for name in pictures)
+    if (front := place.run("search") / "pareto.png").exists():
+        name = "heterogeneous-pareto.png"
+        atomic_write((ROOT / "docs" if full else place.folder) / name, front.read_bytes())
+        blocks["pareto"] = f"![Candidates of the search by cost and M(q,g), with the supernet's weights]({name})\n"
     target = RESULTS if full else place.folder
     more = {
         "minutes_of_this_call": round(minutes, 1),

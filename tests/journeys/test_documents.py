@@ -92,6 +92,20 @@ def test_every_block_of_the_readme_runs(newcomer: tuple[Path, dict[str, str]]) -
     assert ran >= 8
 
 
+@pytest.mark.export
+@pytest.mark.timeout(900)
+def test_the_search_of_the_guide_runs(newcomer: tuple[Path, dict[str, str]]) -> None:
+    folder, environment = newcomer
+    guide = (ROOT / "docs" / "search.md").read_text()
+    (settings,) = re.findall(r"^```toml\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    (folder / "search.toml").write_text(settings)
+    for block in re.findall(r"^```bash\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL):
+        for command in commands(block):
+            result = subprocess.run(command, shell=True, text=True, capture_output=True, cwd=folder, env=environment)
+            assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+    assert (folder / "searches" / "emoji" / "report.json").exists()
+
+
 DOCUMENTS = sorted(
     str(path.relative_to(ROOT))
     for pattern in ("*.md", "docs/*.md", "benchmarks/*.md", "examples/*/*.md")
