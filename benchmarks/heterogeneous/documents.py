@@ -19,6 +19,7 @@ def tables(cells: Cells, macs: Mapping[str, int], cloud_macs: int, winners: Mapp
     found = {
         "architectures": _architectures(cells, macs, cloud_macs),
         "losses": _losses(cells),
+        "losses_short": _losses(cells, each=False),
         "other_losses": _most(cells, _others),
         "peers": _most(cells, _peers),
         "search": _most(cells, lambda few: _search(few, winners, cloud_macs)),
@@ -60,7 +61,8 @@ def _architectures(cells: Cells, macs: Mapping[str, int], cloud_macs: int) -> st
     return _markdown(head, rows) + cloud if rows else ""
 
 
-def _losses(cells: Cells) -> str:
+def _losses(cells: Cells, each: bool = True) -> str:
+    """The main losses; ``each`` network in a column of its own, or their means alone."""
     losses = [loss for loss in LOSSES if cells.architectures(loss)]
     names = [name for name in cells.architectures(losses[0]) if all(cells.has(name, loss) for loss in losses)] if losses else []
     if not names:
@@ -69,9 +71,9 @@ def _losses(cells: Cells) -> str:
     for loss in losses:
         cross = {name: cells.figure(name, loss, "cross") for name in names}
         own = mean_of([cells.figure(name, loss, "own") for name in names])
-        each = [f"{100 * cross[name].value:.1f}" for name in names]
-        rows.append([loss, _text(mean_of(list(cross.values()))), _text(own), *each])
-    return _markdown(["loss", "mean M(q,g)", "mean M(q,q)", *names], rows)
+        single = [f"{100 * cross[name].value:.1f}" for name in names] if each else []
+        rows.append([loss, _text(mean_of(list(cross.values()))), _text(own), *single])
+    return _markdown(["loss", "mean M(q,g)", "mean M(q,q)", *(names if each else [])], rows)
 
 
 def _most(cells: Cells, table: Callable[[Cells], str]) -> str:

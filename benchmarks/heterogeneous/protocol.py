@@ -43,12 +43,9 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any], float]] = {
     "stride4": ("residual", {**_RESIDUAL, "width": 35, "stem_stride": 4}, 24),
     "inverted3": ("inverted_residual", {**_RESIDUAL, "width": 26, "kernel": 3}, 45),
     "mixer": ("mixer", {"width": 47, "depth": 2, "patch": 4, "pooling": "map"}, 44),
-    "patch8": ("mixer", {"width": 108, "depth": 2, "patch": 8, "pooling": "map"}, 30),
 }
 #: Two jobs a seed, of about equal work.
 _GROUPS = (("residual", "plain", "inverted5"), ("mean-head", "stride4", "inverted3", "mixer"))
-#: Added on sight of the validation classes, as a candidate for H4 alone: trained with the default objective and its control.
-_CANDIDATES = ("patch8",)
 #: The architectures that every other loss is tried on.
 PAIR = ("residual", "inverted3")
 
@@ -192,17 +189,12 @@ def jobs(size: str, cloud_run: str | None = "../runs/cloud") -> list[Job]:
             names = [name for name in group if name in scale.architectures]
             models = dict.fromkeys(names, LOSSES)
             found.append(_edges(f"main-{number}-seed{seed}", "main", scale, seed, founder, models))
-        models = {
-            name: {loss: LOSSES[loss] for loss in (CONTROL, DEFAULT)} for name in _CANDIDATES if name in scale.architectures
-        }
-        if models:
-            found.append(_edges(f"candidates-seed{seed}", "main", scale, seed, founder, models))
         found.append(_edges(f"others-seed{seed}", "others", scale, seed, founder, dict.fromkeys(PAIR, OTHERS), unequal=True))
         found += _with_own_cloud(scale, seed)
         found.append(_slimmable(scale, seed, founded=cloud_run is not None))
         found.append(Job(f"peers-seed{seed}", "peers", 450, script=("peers.py", str(seed)), after=("cloud",)))
-    found.append(Job("throughput", "throughput", 450, script=("throughput.py",)))
-    found.append(Job("search", "search", 4000, script=("search.py",), after=("cloud",)))
+    found.append(Job("throughput", "throughput", 200, script=("throughput.py",)))
+    found.append(Job("search", "search", 2500, script=("search.py",), after=("cloud",)))
     return found
 
 

@@ -21,6 +21,12 @@ __all__ = ["Recipe"]
 _OWN = "cosine_softmax"
 
 
+def _default_losses(mode: str | None) -> dict[str, LossSpec]:
+    """Own softmax, the partner's head and regression; neighbours in its gallery, too, where it stands still."""
+    common = {_OWN: LossSpec(), "partner_head": LossSpec(), "regression": LossSpec(weight=5.0)}
+    return {**common, "csd": LossSpec(weight=2.0)} if mode == "sequential" else common
+
+
 class Recipe(Part):
     """Models, data, losses and how to train: all that the weights depend on, and where to run."""
 
@@ -43,8 +49,8 @@ class Recipe(Part):
         default=(), description="Matryoshka: widths at which embeddings are trained and measured, too, each prefix on its own"
     )
     losses: Losses = Field(
-        default_factory=lambda: {_OWN: LossSpec(), "partner_head": LossSpec(), "regression": LossSpec(weight=5.0)},
-        description="of the compatible edge models",
+        default_factory=lambda given: _default_losses(given.get("mode")),
+        description="of the compatible edge models; by default what docs/heterogeneous.md shows to be best",
     )
     models: dict[TierName, ModelSpec]
 
