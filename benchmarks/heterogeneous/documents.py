@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cells import Cells
 from paired import Figure, mean_of
-from protocol import CONTROL, DEFAULT, LOSSES, OTHERS, PAIR
+from protocol import CONTROL, DEFAULT, LOSSES, OTHERS, PAIR, WITHOUT_OWN
 
 from samespace.sdk.files import atomic_write
 
@@ -85,7 +85,7 @@ def _most(cells: Cells, table: Callable[[Cells], str]) -> str:
 
 
 def _others(cells: Cells) -> str:
-    losses = [loss for loss in (*LOSSES, *OTHERS) if any(cells.has(name, loss) for name in PAIR)]
+    losses = [loss for loss in (*LOSSES, *OTHERS, *WITHOUT_OWN) if any(cells.has(name, loss) for name in PAIR)]
     rows = []
     for loss in losses:
         sides = [(name, side) for name in PAIR for side in ("cross", "own")]
@@ -133,12 +133,13 @@ def _orders_plot(cells: Cells, names: Sequence[str], path: Path) -> str:
 
     canvas = Canvas(figsize=(6.4, 4.8), layout="constrained")
     axes = canvas.subplots()
-    for name in names:
+    for number, name in enumerate(sorted(names, key=lambda name: cells.figure(name, DEFAULT, "own").value)):
         own, cross = (cells.figure(name, DEFAULT, side).estimate for side in ("own", "cross"))
         x, y = 100 * own.value, 100 * cross.value
         spans = [[[x - 100 * own.low], [100 * own.high - x]], [[y - 100 * cross.low], [100 * cross.high - y]]]
         axes.errorbar(x, y, xerr=spans[0], yerr=spans[1], fmt="o", capsize=2)
-        axes.annotate(name, (x, y), xytext=(5, 5), textcoords="offset points")
+        # Neighbours' names on different sides.
+        axes.annotate(name, (x, y), xytext=(5, 5 if number % 2 else -12), textcoords="offset points")
     axes.set_xlabel("M(q,q), R@1 %: the network in a gallery of its own")
     axes.set_ylabel("M(q,g), R@1 %: in the cloud model's gallery")
     axes.set_title("Networks of equal cost, trained with head + regression")
@@ -165,7 +166,7 @@ def _losses_plot(cells: Cells, names: Sequence[str], losses: Sequence[str], path
             axes.hlines(alone, index - 0.45, index + 0.45, colors="black", linestyles="dashed", label=label)
     axes.set_xticks(range(len(names)), names)
     axes.set_ylabel("M(q,g), R@1 %")
-    axes.legend(fontsize="small", ncols=2)
+    canvas.legend(loc="outside lower center", ncols=3, frameon=False)
     axes.set_ylim(bottom=0)
     return _saved(canvas, path)
 

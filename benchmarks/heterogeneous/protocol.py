@@ -22,6 +22,7 @@ __all__ = [
     "PREFIXES",
     "SIZES",
     "WIDTHS",
+    "WITHOUT_OWN",
     "Cell",
     "Job",
     "Scale",
@@ -77,6 +78,14 @@ OTHERS: dict[str, dict[str, Any]] = {
     "rank-difference": {**_CE, "rank_difference": {}},
     "relational": {**_CE, "relational": {}},
     "stage-features": {**LOSSES[DEFAULT], "stage_features": {}},
+}
+#: The same without a softmax of the model's own, on the first of the two architectures.
+WITHOUT_OWN: dict[str, dict[str, Any]] = {
+    "head-regression-alone": {**_HEAD, **_REGRESSION},
+    "head-regression-csd-alone": {**_HEAD, **_REGRESSION, "csd": {"weight": 2.0}},
+    "contrastive-alone": {"contrastive": {}},
+    "contrastive-regression-alone": {"contrastive": {}, **_REGRESSION},
+    "head-contrastive-regression-alone": {**_HEAD, "contrastive": {}, **_REGRESSION},
 }
 PREFIXES = (DIM // 8, DIM // 4, DIM // 2)
 #: Settings of the table ``[joint]``; gradients can only conflict where something is shared.
@@ -190,6 +199,7 @@ def jobs(size: str, cloud_run: str | None = "../runs/cloud") -> list[Job]:
             models = dict.fromkeys(names, LOSSES)
             found.append(_edges(f"main-{number}-seed{seed}", "main", scale, seed, founder, models))
         found.append(_edges(f"others-seed{seed}", "others", scale, seed, founder, dict.fromkeys(PAIR, OTHERS), unequal=True))
+        found.append(_edges(f"without-own-seed{seed}", "others", scale, seed, founder, {PAIR[0]: WITHOUT_OWN}))
         found += _with_own_cloud(scale, seed)
         found.append(_slimmable(scale, seed, founded=cloud_run is not None))
         found.append(Job(f"peers-seed{seed}", "peers", 450, script=("peers.py", str(seed)), after=("cloud",)))

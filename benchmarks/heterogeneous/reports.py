@@ -7,7 +7,7 @@ from typing import Any
 
 from cells import Cells
 from paired import Figure, mean_of
-from protocol import CONTROL, DEFAULT, FAMILIES, LOSSES, OTHERS, PAIR, PREFIXES, WIDTHS
+from protocol import CONTROL, DEFAULT, FAMILIES, LOSSES, OTHERS, PAIR, PREFIXES, WIDTHS, WITHOUT_OWN
 from records import Recorder, best_by_validation
 
 from samespace.sdk.evidence import EvidenceRecord
@@ -113,7 +113,7 @@ def slimmable(cells: Cells, record: Recorder) -> EvidenceRecord:
 
 def peers(cells: Cells, record: Recorder) -> EvidenceRecord:
     name = "residual"
-    losses = [loss for loss in (*LOSSES, *OTHERS) if loss != CONTROL and cells.has(name, loss)]
+    losses = [loss for loss in (*LOSSES, *OTHERS, *WITHOUT_OWN) if loss != CONTROL and cells.has(name, loss)]
     ours = best_by_validation({loss: cells.figure(name, loss, "cross", "validation") for loss in losses})
     theirs = best_by_validation({peer: cells.other("peers", peer, split="validation") for peer in cells.others("peers")})
     gain = cells.figure(name, ours, "cross") - cells.other("peers", theirs)
