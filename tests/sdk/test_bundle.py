@@ -534,9 +534,9 @@ def test_manifests_that_contradict_themselves_are_refused(
     assert_refused(world, copy, match=message)
 
 
-def test_another_dimension_than_the_space_is_refused(world: World, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="4 dimensions, its space has 5"):
-        world.write(tmp_path / "x", space=SpaceRecord(name="emoji", founder_model_id="m-" + "ab" * 16, dim=5))
+def test_a_model_wider_than_its_space_is_refused(world: World, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="4 dimensions, its space has 3"):
+        world.write(tmp_path / "x", space=SpaceRecord(name="emoji", founder_model_id="m-" + "ab" * 16, dim=3))
     assert not (tmp_path / "x").exists()
 
 
