@@ -37,7 +37,7 @@ BATCH = 96
 def main(folder: Path, size: str) -> None:
     """Measure and write."""
     torch.set_num_threads(1)
-    rounds, steps, width = {"full": (4, 30, 64), "small": (5, 30, 32), "ci": (2, 4, 8)}[size]
+    rounds, steps, width = {"full": (8, 30, 64), "small": (5, 30, 32), "ci": (2, 4, 8)}[size]
     recipe = _recipe(size, steps, width)
     data = load_training_data(recipe)
     ours, plain = [], []

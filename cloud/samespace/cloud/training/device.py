@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from samespace.cloud.training.memory import keep_memory
 from samespace.sdk.errors import ConfigError
 
 __all__ = ["World", "choose_device", "open_world"]
@@ -132,6 +133,8 @@ def open_world(wanted: str) -> Iterator[World]:
         ConfigError: as :func:`choose_device`.
     """
     device = choose_device(wanted)
+    if device.type == "cpu":
+        keep_memory()
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World(device)
