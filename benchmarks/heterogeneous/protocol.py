@@ -79,13 +79,15 @@ OTHERS: dict[str, dict[str, Any]] = {
     "relational": {**_CE, "relational": {}},
     "stage-features": {**LOSSES[DEFAULT], "stage_features": {}},
 }
-#: The same without a softmax of the model's own, on the first of the two architectures.
+#: Without a softmax of the model's own.
 WITHOUT_OWN: dict[str, dict[str, Any]] = {
     "head-regression-alone": {**_HEAD, **_REGRESSION},
     "head-regression-csd-alone": {**_HEAD, **_REGRESSION, "csd": {"weight": 2.0}},
     "contrastive-alone": {"contrastive": {}},
     "contrastive-regression-alone": {"contrastive": {}, **_REGRESSION},
     "head-contrastive-regression-alone": {**_HEAD, "contrastive": {}, **_REGRESSION},
+    "contrastive-regression-csd-alone": {"contrastive": {}, **_REGRESSION, "csd": {"weight": 2.0}},
+    "asymmetric-margin-regression-alone": {"asymmetric_margin": {"weight": 5.0}, **_REGRESSION},
 }
 PREFIXES = (DIM // 8, DIM // 4, DIM // 2)
 #: Settings of the table ``[joint]``; gradients can only conflict where something is shared.
@@ -199,7 +201,7 @@ def jobs(size: str, cloud_run: str | None = "../runs/cloud") -> list[Job]:
             models = dict.fromkeys(names, LOSSES)
             found.append(_edges(f"main-{number}-seed{seed}", "main", scale, seed, founder, models))
         found.append(_edges(f"others-seed{seed}", "others", scale, seed, founder, dict.fromkeys(PAIR, OTHERS), unequal=True))
-        found.append(_edges(f"without-own-seed{seed}", "others", scale, seed, founder, {PAIR[0]: WITHOUT_OWN}))
+        found.append(_edges(f"without-own-seed{seed}", "others", scale, seed, founder, dict.fromkeys(PAIR, WITHOUT_OWN)))
         found += _with_own_cloud(scale, seed)
         found.append(_slimmable(scale, seed, founded=cloud_run is not None))
         found.append(Job(f"peers-seed{seed}", "peers", 450, script=("peers.py", str(seed)), after=("cloud",)))

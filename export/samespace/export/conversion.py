@@ -15,13 +15,16 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+import numpy as np
+
 from samespace.export.formats import EXPORTERS
 from samespace.export.formats.base import Conversion, Precision
+from samespace.export.options import DEFAULT_OPTIONS, ExportOptions
 from samespace.export.run import RunModel
 from samespace.sdk.errors import ExportError
 from samespace.sdk.manifest import TensorSpec
@@ -34,11 +37,12 @@ _TAIL = 1500
 
 @dataclass(frozen=True)
 class Job:
-    """One conversion: a model, a format (a name in ``EXPORTERS``) and a precision."""
+    """One conversion: a model, a format (a name in ``EXPORTERS``), a precision, and the exporter's options."""
 
     model: RunModel
     format: str
     precision: Precision
+    options: ExportOptions = DEFAULT_OPTIONS
 
     def __str__(self) -> str:
         return f"{self.model.name} to {self.format}-{self.precision}"
@@ -105,7 +109,12 @@ def _write_job(folder: Path, job: Job) -> None:
         "record": job.model.record.model_dump(mode="json"),
         "exporter": EXPORTERS[job.format],
         "precision": job.precision,
+        "options": {
+            field.name: getattr(job.options, field.name) for field in fields(ExportOptions) if field.name != "calibration"
+        },
     }
+    if job.options.calibration is not None:
+        np.save(folder / "calibration.npy", job.options.calibration)
     (folder / "job.json").write_text(json.dumps(about))
 
 

@@ -5,6 +5,7 @@ space.json                                  the space's record
 recipe.toml                                 read for the models that are controls (compatible = false)
 probes/images/*, probes/probes.json         encoded images of unseen classes, and their labels
 probes/gallery.safetensors, gallery.json    a sample of the cloud model's gallery, and its labels
+calibration/pictures.safetensors, labels.json   training pictures, the cloud model's embeddings of them, their labels
 matrices.json                               measured retrieval between the models
 """
 
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
 import safetensors.torch
+from PIL import Image
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import nn
@@ -27,8 +29,9 @@ from torch import nn
 from samespace.edge.models.registry import build_model
 from samespace.sdk.errors import ConfigError, IntegrityError, SamespaceError
 from samespace.sdk.identity import ModelRecord, SpaceRecord, digest
+from samespace.sdk.preprocess import Preprocess
 
-__all__ = ["Run", "RunModel", "load_model", "read_run"]
+__all__ = ["Calibration", "Run", "RunModel", "load_model", "read_run"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,25 @@ class RunModel:
         return load_model(self.record, self.weights, self.name)
 
 
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Training pictures that quantisation is fitted to and judged by; never probes, which judge the result.
+
+    Attributes:
+        pictures: ``(n, s, s, 3)`` uint8 RGB at the training's source size.
+        cloud: ``(n, dim)`` float32 unit-norm, the cloud model's embeddings of them.
+        labels: n of them; most labels come twice, so that each picture has something to find.
+    """
+
+    pictures: npt.NDArray[np.uint8]
+    cloud: npt.NDArray[np.float32]
+    labels: tuple[str, ...]
+
+    def prepared(self, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
+        """``(n, size, size, 3)`` uint8, as a device would prepare them."""
+        return preprocess.batch([Image.fromarray(picture) for picture in self.pictures])
+
+
 @dataclass(frozen=True)
 class Run:
     """A run directory, read and checked.
@@ -54,6 +76,7 @@ class Run:
         probe_images: encoded images, and ``probe_labels`` their labels.
         gallery: ``(m, dim)`` float32 embeddings by the cloud model, and ``gallery_labels`` their labels.
         matrices: measured matrices, as the training wrote them.
+        calibration: None where an older training wrote none.
     """
 
     path: Path
@@ -65,6 +88,7 @@ class Run:
     gallery: npt.NDArray[np.float32]
     gallery_labels: tuple[str, ...] | None
     matrices: list[Any]
+    calibration: Calibration | None = None
 
     @property
     def cloud(self) -> RunModel:
@@ -119,6 +143,7 @@ def read_run(path: Path) -> Run:
         gallery := _gallery(path / "probes" / "gallery.safetensors", space.dim),
         _labels(path / "probes" / "gallery.json", len(gallery)),
         matrices if isinstance(matrices, list) else [matrices],
+        _calibration(path, space.dim),
     )
 
 
@@ -178,6 +203,20 @@ def _gallery(file: Path, dim: int) -> npt.NDArray[np.float32]:
     if rows.ndim != 2 or rows.shape[1] != dim:
         raise ConfigError(f"{file}: embeddings of shape {rows.shape}, expected (m, {dim}) as the space says")
     return rows.astype(np.float32)
+
+
+def _calibration(path: Path, dim: int) -> Calibration | None:
+    file = path / "calibration" / "pictures.safetensors"
+    if not file.is_file():
+        return None
+    try:
+        tensors = safetensors.numpy.load(file.read_bytes())
+        pictures, cloud = tensors["pictures"], tensors["cloud"]
+    except (SafetensorError, KeyError) as error:
+        raise ConfigError(f"{file}: no tensors 'pictures' and 'cloud' can be read from it: {error}") from None
+    if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3 or cloud.shape != (len(pictures), dim):
+        raise ConfigError(f"{file}: pictures of {pictures.shape}, embeddings of {cloud.shape}; the space has {dim} dimensions")
+    return Calibration(pictures, cloud, _labels(path / "calibration" / "labels.json", len(pictures)) or ())
 
 
 def _labels(file: Path, count: int) -> tuple[str, ...] | None:

@@ -12,10 +12,14 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from samespace.export.conversion import write_conversion
 from samespace.export.formats.base import Conversion, Exporter
 from samespace.export.graph import DeviceGraph
+from samespace.export.options import ExportOptions
 from samespace.export.run import load_model
 from samespace.sdk.errors import SamespaceError
 from samespace.sdk.identity import ModelRecord
@@ -48,7 +52,13 @@ def run_job(folder: Path) -> Conversion:
     model = load_model(record, (folder / "weights.safetensors").read_bytes(), job["name"])
     module, _, attribute = job["exporter"].partition(":")
     exporter: Exporter = getattr(importlib.import_module(module), attribute)()
-    return exporter.convert(DeviceGraph(model, record.preprocess), job["precision"])
+    return exporter.convert(DeviceGraph(model, record.preprocess), job["precision"], _options(folder, job["options"]))
+
+
+def _options(folder: Path, values: dict[str, Any]) -> ExportOptions:
+    file = folder / "calibration.npy"
+    pictures = np.load(file, allow_pickle=False) if file.exists() else None
+    return ExportOptions(**{**values, "float_layers": tuple(values["float_layers"])}, calibration=pictures)
 
 
 if __name__ == "__main__":

@@ -4,32 +4,44 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from samespace.sdk.identity import ModelRecord, SpaceRecord, canonical_json, digest
 
 __all__ = [
+    "FORMATS",
     "FORMAT_VERSION",
     "MANIFEST_FILE",
     "MAX_BYTES",
     "MAX_FILES",
+    "PRECISIONS",
     "SIGNATURE_FILE",
     "Artifact",
     "FileEntry",
+    "Format",
     "Manifest",
+    "Precision",
     "TensorSpec",
     "is_plain_path",
     "listed_id",
 ]
 
 #: Version of the bundle format that this samespace writes; it reads this one and all older ones.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 #: The two files that a manifest does not list.
 MANIFEST_FILE, SIGNATURE_FILE = "manifest.json", "signature.json"
 #: Hard caps of one bundle, whatever its manifest says: files, and bytes of all files together.
 MAX_FILES, MAX_BYTES = 10_000, 2 * 1024**3
+
+#: Formats of artifacts. ``ort`` is onnxruntime's own flat format, for its mobile builds.
+Format = Literal["onnx", "ort", "tflite", "coreml", "executorch"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+#: What weights and arithmetic are. ``int8``: weights and, but in Core ML, activations, with ranges from calibration;
+#: ``int8-dynamic``: activations quantised as they come; ``palette``: weights as indices of 6 or 4 bits into tables.
+Precision = Literal["fp32", "fp16", "int8", "int8-dynamic", "palette6", "palette4"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 #: One step of a path: nothing hidden, nothing that a shell or a file system reads in another way, no trailing dot.
 _STEP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(?<!\.)")
@@ -93,8 +105,8 @@ class Artifact(_Part):
     """One exported file (or package folder) of the model."""
 
     path: _PlainPath = Field(description="file, or folder of an .mlpackage, below the bundle")
-    format: Literal["onnx", "tflite", "coreml"]
-    precision: Literal["fp32", "fp16", "int8"]
+    format: Format
+    precision: Precision
     artifact_id: str = Field(
         pattern="^[0-9a-f]{64}$", description="SHA-256 of the file; of the canonical list of files for a package"
     )

@@ -7,13 +7,14 @@ A :class:`Registry` only keeps and finds; what may be registered, and who may se
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from samespace.sdk.identity import CompatibilityRecord, ModelRecord, SpaceRecord
+from samespace.sdk.manifest import Format, Precision
 
 __all__ = ["SERVING", "Challenge", "RegisteredArtifact", "RegisteredModel", "RegisteredRecord", "Registry"]
 
@@ -29,8 +30,8 @@ class RegisteredArtifact(_Entry):
     """An exported file of a model: a device says in its handshake which one it runs."""
 
     artifact_id: str
-    format: Literal["onnx", "tflite", "coreml"]
-    precision: Literal["fp32", "fp16", "int8"]
+    format: Format
+    precision: Precision
 
 
 class RegisteredModel(_Entry):

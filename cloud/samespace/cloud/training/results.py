@@ -36,6 +36,8 @@ PROBES = 128
 PROBE_EDGE = 384
 #: Rows of the cloud gallery that travel with every bundle: at least the first where the data has them, at most the second.
 GALLERY_LEAST, GALLERY_MOST = 2000, 4000
+#: Training pictures that quantisation is fitted to.
+CALIBRATION = 256
 #: Training pictures that a post-hoc map is fitted on, at most.
 FIT_MOST = 20_000
 
@@ -91,6 +93,7 @@ def write_results(
     encoder = _Encoder(recipe, data, {name: tier.model for name, tier in tiers.items()})
     encoder.prepare(data.split)
     _write_probes(recipe, data, encoder, directory)
+    _write_calibration(recipe, data, encoder, directory)
     matrix, scores = _measure_all(recipe, data, encoder)
     atomic_write(directory.queries, safetensors.numpy.save(scores))
     ids = {name: record.model_id for name, record in records.items()}
@@ -178,6 +181,28 @@ def _write_probes(recipe: Recipe, data: TrainingData, encoder: _Encoder, directo
         embeddings = {"embeddings": encoder(recipe.cloud, gallery)}
         (folder / "gallery.safetensors").write_bytes(safetensors.numpy.save(embeddings))
         (folder / "gallery.json").write_text(_labels(data, gallery))
+
+
+def _write_calibration(recipe: Recipe, data: TrainingData, encoder: _Encoder, directory: RunDirectory) -> None:
+    """Training pictures for quantisation: two of each of as many classes as fit, then whatever is left.
+
+    The pictures stand at source size, since each model of the run prepares them for itself.
+    """
+    row_of = {index: row for row, index in enumerate(data.split.train)}
+    by_label: dict[str, list[int]] = {}
+    for index in _shuffled(data, data.split.train):
+        by_label.setdefault(data.images.items[index].label, []).append(index)
+    # The second of a label is what the first can find.
+    pairs = [index for members in sorted(by_label.values(), key=len, reverse=True) for index in members[:2]]
+    rest = [index for members in by_label.values() for index in members[2:]]
+    chosen = [*pairs, *rest][:CALIBRATION]
+    tensors = {
+        "pictures": np.ascontiguousarray(data.pictures[[row_of[index] for index in chosen]]),
+        "cloud": encoder(recipe.cloud, chosen),
+    }
+    with atomic_directory(directory.calibration) as folder:
+        (folder / "pictures.safetensors").write_bytes(safetensors.numpy.save(tensors))
+        (folder / "labels.json").write_text(_labels(data, chosen))
 
 
 def _measure_all(

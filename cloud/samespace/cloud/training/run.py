@@ -40,6 +40,7 @@ class RunDirectory:
         self.heads = self.path / "heads"
         self.space = self.path / "space.json"
         self.probes = self.path / "probes"
+        self.calibration = self.path / "calibration"
         self.queries = self.path / "queries.safetensors"
         self.matrices = self.path / "matrices.json"
 
@@ -134,6 +135,7 @@ class RunDirectory:
             self.models,
             self.heads,
             self.probes,
+            self.calibration,
             self.log,
             self.recipe,
         ):

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from samespace.sdk.errors import ConfigError
+from samespace.sdk.manifest import Format
 
 __all__ = ["DeviceProfile", "load_profile", "profile_names"]
 
@@ -23,9 +24,7 @@ class DeviceProfile(BaseModel):
     name: str = Field(pattern="^[a-z0-9][a-z0-9-]*$", description="as in --device; the file is called NAME.toml")
     description: str
     emulator: Literal["host"] = Field(description="what runs it; host: this machine itself")
-    formats: tuple[Literal["onnx", "tflite", "coreml"], ...] = Field(
-        default=("onnx", "tflite", "coreml"), description="artifact formats that it takes"
-    )
+    formats: tuple[Format, ...] = Field(default=("onnx", "tflite", "coreml"), description="artifact formats that it takes")
     proves: str
     cannot_prove: str
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 from samespace.export.graph import DeviceGraph
-from samespace.sdk.manifest import Artifact, TensorSpec
+from samespace.export.options import DEFAULT_OPTIONS, ExportOptions
+from samespace.sdk.manifest import Artifact, Format, Precision, TensorSpec
 
 __all__ = ["Conversion", "Exporter", "Precision"]
-
-Precision = Literal["fp32", "fp16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,11 @@ class Exporter(Protocol):
         precisions: those that it writes, first the one that is exported by default.
     """
 
-    format: ClassVar[Literal["onnx", "tflite", "coreml"]]
+    format: ClassVar[Format]
     suffix: ClassVar[str]
     precisions: ClassVar[tuple[Precision, ...]]
 
-    def convert(self, graph: DeviceGraph, precision: Precision) -> Conversion:
+    def convert(self, graph: DeviceGraph, precision: Precision, options: ExportOptions = DEFAULT_OPTIONS) -> Conversion:
         """Convert a graph; whatever the converter raises may pass through."""
         ...
 

@@ -13,6 +13,7 @@ import torch
 
 from samespace.export.formats.base import Conversion, Precision
 from samespace.export.graph import DeviceGraph
+from samespace.export.options import DEFAULT_OPTIONS, ExportOptions
 from samespace.sdk.errors import MissingExtraError
 from samespace.sdk.manifest import TensorSpec
 
@@ -28,7 +29,7 @@ class CoremlExporter:
     suffix: ClassVar[str] = ".mlpackage"
     precisions: ClassVar[tuple[Precision, ...]] = ("fp16", "fp32")
 
-    def convert(self, graph: DeviceGraph, precision: Precision) -> Conversion:
+    def convert(self, graph: DeviceGraph, precision: Precision, options: ExportOptions = DEFAULT_OPTIONS) -> Conversion:
         try:
             import coremltools as ct
         except ImportError:

@@ -9,6 +9,7 @@ import torch
 
 from samespace.export.formats.base import Conversion, Precision
 from samespace.export.graph import DeviceGraph
+from samespace.export.options import DEFAULT_OPTIONS, ExportOptions
 from samespace.sdk.errors import ExportError, MissingExtraError
 from samespace.sdk.manifest import TensorSpec
 
@@ -24,7 +25,7 @@ class OnnxExporter:
     suffix: ClassVar[str] = ".onnx"
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
 
-    def convert(self, graph: DeviceGraph, precision: Precision) -> Conversion:
+    def convert(self, graph: DeviceGraph, precision: Precision, options: ExportOptions = DEFAULT_OPTIONS) -> Conversion:
         try:
             import onnx
             import onnxscript  # noqa: F401 - the dynamo exporter needs it

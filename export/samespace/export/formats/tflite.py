@@ -12,6 +12,7 @@ import torch
 
 from samespace.export.formats.base import Conversion, Precision
 from samespace.export.graph import DeviceGraph
+from samespace.export.options import DEFAULT_OPTIONS, ExportOptions
 from samespace.sdk.errors import MissingExtraError
 from samespace.sdk.manifest import TensorSpec
 
@@ -25,7 +26,7 @@ class TfliteExporter:
     suffix: ClassVar[str] = ".tflite"
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
 
-    def convert(self, graph: DeviceGraph, precision: Precision) -> Conversion:
+    def convert(self, graph: DeviceGraph, precision: Precision, options: ExportOptions = DEFAULT_OPTIONS) -> Conversion:
         try:
             import litert_torch
             from ai_edge_litert.interpreter import Interpreter

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from samespace.sdk.errors import ConfigError, FormatVersionError
 from samespace.sdk.files import atomic_write
+from samespace.sdk.manifest import Precision
 from samespace.sdk.metrics import Estimate
 
 __all__ = [
@@ -149,7 +150,7 @@ class CompatibilityReport(_Part):
     space_id: str
     artifact: str
     artifact_id: str
-    precision: Literal["fp32", "fp16", "int8"]
+    precision: Precision
     device: str
     runtime: str
     runtime_version: str

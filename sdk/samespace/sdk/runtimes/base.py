@@ -25,10 +25,14 @@ class RuntimeOptions:
     Attributes:
         threads: intra-op threads; 0 means that the runtime chooses.
         batch_size: images per call, where the format has a dynamic batch.
+        providers: onnxruntime's execution providers, best first; empty means the CPU.
+        optimise: False runs the graph as it was written, without the runtime's graph optimisations.
     """
 
     threads: int = 0
     batch_size: int = 32
+    providers: tuple[str, ...] = ()
+    optimise: bool = True
 
 
 @dataclass(frozen=True)

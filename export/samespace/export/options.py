@@ -1,0 +1,31 @@
+"""What an export may be asked for beyond format and precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["DEFAULT_OPTIONS", "ExportOptions"]
+
+
+@dataclass(frozen=True, eq=False)
+class ExportOptions:
+    """Options of one model's conversions.
+
+    Attributes:
+        calibration: ``(n, size, size, 3)`` uint8 preprocessed training pictures; static int8 takes the ranges of activations
+            from them.
+        float_layers: names of layers, as the format calls them, that int8 leaves in float.
+        min_ios: oldest iOS that Core ML artifacts must run on.
+        min_litert: oldest TensorFlow Lite / LiteRT runtime that TFLite artifacts must run on, e.g. ``"2.14"``.
+    """
+
+    calibration: npt.NDArray[np.uint8] | None = None
+    float_layers: tuple[str, ...] = field(default=())
+    min_ios: int = 17
+    min_litert: str = "2.14"
+
+
+DEFAULT_OPTIONS = ExportOptions()
