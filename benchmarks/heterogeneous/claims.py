@@ -65,6 +65,7 @@ def _makers(
         ("H4-spread", "main", hypotheses.h4_spread),
         ("H4-search", "search", lambda cells, record: hypotheses.h4_search(cells, winners, record)),
         ("H5", "cloud,main,search", lambda cells, record: hypotheses.h5(cells, macs, cloud_macs, winners, record)),
+        ("recommended", "main,others", hypotheses.recommended),
         ("M1", "prefixes", reports.m1),
         ("unequal-dimensions", "others", reports.unequal),
         ("stationary-head", "prefixes,others", reports.stationary),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from cells import Cells
@@ -19,8 +19,9 @@ def tables(cells: Cells, macs: Mapping[str, int], cloud_macs: int, winners: Mapp
     found = {
         "architectures": _architectures(cells, macs, cloud_macs),
         "losses": _losses(cells),
-        "losses_short": _losses(cells, each=False),
-        "other_losses": _most(cells, _others),
+        "other_losses": _most(cells, lambda few: _on_pair(few, (*LOSSES, *OTHERS))),
+        "without_own": _most(cells, lambda few: _on_pair(few, (*LOSSES, *WITHOUT_OWN))),
+        "without_own_short": _most(cells, lambda few: _on_pair(few, (*LOSSES, *WITHOUT_OWN), each=False)),
         "peers": _most(cells, _peers),
         "search": _most(cells, lambda few: _search(few, winners, cloud_macs)),
     }
@@ -61,8 +62,8 @@ def _architectures(cells: Cells, macs: Mapping[str, int], cloud_macs: int) -> st
     return _markdown(head, rows) + cloud if rows else ""
 
 
-def _losses(cells: Cells, each: bool = True) -> str:
-    """The main losses; ``each`` network in a column of its own, or their means alone."""
+def _losses(cells: Cells) -> str:
+    """The main losses: means, and each network in a column of its own."""
     losses = [loss for loss in LOSSES if cells.architectures(loss)]
     names = [name for name in cells.architectures(losses[0]) if all(cells.has(name, loss) for loss in losses)] if losses else []
     if not names:
@@ -71,9 +72,9 @@ def _losses(cells: Cells, each: bool = True) -> str:
     for loss in losses:
         cross = {name: cells.figure(name, loss, "cross") for name in names}
         own = mean_of([cells.figure(name, loss, "own") for name in names])
-        single = [f"{100 * cross[name].value:.1f}" for name in names] if each else []
+        single = [f"{100 * cross[name].value:.1f}" for name in names]
         rows.append([loss, _text(mean_of(list(cross.values()))), _text(own), *single])
-    return _markdown(["loss", "mean M(q,g)", "mean M(q,q)", *(names if each else [])], rows)
+    return _markdown(["loss", "mean M(q,g)", "mean M(q,q)", *names], rows)
 
 
 def _most(cells: Cells, table: Callable[[Cells], str]) -> str:
@@ -84,15 +85,23 @@ def _most(cells: Cells, table: Callable[[Cells], str]) -> str:
     return ""
 
 
-def _others(cells: Cells) -> str:
-    losses = [loss for loss in (*LOSSES, *OTHERS, *WITHOUT_OWN) if any(cells.has(name, loss) for name in PAIR)]
+def _on_pair(cells: Cells, losses: Iterable[str], each: bool = True) -> str:
+    """Losses, the best first, on the two networks; ``each`` network for itself, or the mean of both. Empty without the last."""
+    wanted = list(losses)
+    if not any(cells.has(name, wanted[-1]) for name in PAIR):
+        return ""
+    sides = ("cross", "own")
     rows = []
-    for loss in losses:
-        sides = [(name, side) for name in PAIR for side in ("cross", "own")]
-        rows.append([loss, *(_text(cells.figure(n, loss, side)) if cells.has(n, loss) else "-" for n, side in sides)])
+    for loss in wanted:
+        names = [name for name in PAIR if cells.has(name, loss)]
+        if each and names:
+            cells_of = [(name, side) for name in PAIR for side in sides]
+            rows.append([loss, *(_text(cells.figure(n, loss, side)) if n in names else "-" for n, side in cells_of)])
+        elif names == list(PAIR):
+            rows.append([loss, *(_text(mean_of([cells.figure(name, loss, side) for name in PAIR])) for side in sides)])
     rows.sort(key=lambda row: -_leading(row[1]))
-    head = ["loss", *(f"{name} {cell}" for name in PAIR for cell in ("M(q,g)", "M(q,q)"))]
-    return _markdown(head, rows) if any(loss in OTHERS for loss in losses) else ""
+    of = PAIR if each else ("mean",)
+    return _markdown(["loss", *(f"{name} {cell}" for name in of for cell in ("M(q,g)", "M(q,q)"))], rows)
 
 
 def _peers(cells: Cells) -> str:

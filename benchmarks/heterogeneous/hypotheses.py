@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from cells import Cells
 from paired import Figure, inversions, mean_of
-from protocol import CONTROL, DEFAULT, PAIR
+from protocol import CONTROL, DEFAULT, LOSSES, PAIR, WITHOUT_OWN
 from records import Recorder, best_by_validation
 
 from samespace.sdk.evidence import EvidenceRecord
@@ -25,6 +25,7 @@ __all__ = [
     "h4_search",
     "h4_spread",
     "h5",
+    "recommended",
 ]
 
 #: Reward -> multiply-accumulates of the architecture that it chose.
@@ -215,6 +216,31 @@ def h4_search(cells: Cells, winners: Winners, record: Recorder) -> EvidenceRecor
         {"gain": gains[better], "of": better, **{f"MACs of {name}, M": winners[name] / 1e6 for name in ("r1", better)}},
         gains[better].value >= 0,
         f"{better.upper()}'s choice is {gains[better].estimate.text()} points above R1's",
+    )
+
+
+def recommended(cells: Cells, record: Recorder) -> EvidenceRecord:
+    """The objective that recipes take by default."""
+
+    def mean(loss: str, side: str, split: str = "test") -> Figure:
+        return mean_of([cells.figure(name, loss, side, split) for name in PAIR])
+
+    best = best_by_validation({loss: mean(loss, "cross", "validation") for loss in (*LOSSES, *WITHOUT_OWN)})
+    gain = mean(best, "cross") - mean(_CSD, "cross")
+    retention = {f"H of {name}": 100 * (cells.figure(name, best, "cross").value / cells.best().value) for name in PAIR}
+    return record(
+        "recommended",
+        f"the objective that is best on validation classes, mean over {' and '.join(PAIR)}, is better than the main ones",
+        f"M(q,g) - that of {_CSD}: paired interval above 0",
+        {
+            "gain": gain,
+            "of": best,
+            "M(q,g) - M(q,q) of the control": mean(best, "cross") - mean(CONTROL, "own"),
+            "M(q,g) - M(q,q) of the same network": mean(best, "cross") - mean(best, "own"),
+            **retention,
+        },
+        gain.estimate.low > 0,
+        f"the gain is {gain.estimate.text()} points",
     )
 
 

@@ -185,11 +185,9 @@ def test_digest_depends_on_what_the_weights_depend_on(recipe_content: Make) -> N
         assert Recipe.model_validate(recipe_content(**change)).digest != recipe.digest
 
 
-@pytest.mark.parametrize(("mode", "neighbours"), [("joint", False), ("sequential", True)])
-def test_the_default_objective_uses_the_gallery_where_it_stands_still(
-    mode: str, neighbours: bool, recipe_content: Make
-) -> None:
+@pytest.mark.parametrize(("mode", "classifies"), [("joint", True), ("sequential", False)])
+def test_by_default_only_models_of_one_loop_classify_for_themselves(mode: str, classifies: bool, recipe_content: Make) -> None:
     recipe = Recipe.model_validate(recipe_content(mode=mode))
-    assert ("csd" in recipe.terms("phone")) == neighbours
-    assert {"cosine_softmax", "partner_head", "regression"} <= set(recipe.terms("phone"))
+    assert ("cosine_softmax" in recipe.terms("phone")) == classifies
+    assert "regression" in recipe.terms("phone")
     assert set(recipe.terms("control")) == {"cosine_softmax"}

@@ -22,9 +22,11 @@ _OWN = "cosine_softmax"
 
 
 def _default_losses(mode: str | None) -> dict[str, LossSpec]:
-    """Own softmax, the partner's head and regression; neighbours in its gallery, too, where it stands still."""
-    common = {_OWN: LossSpec(), "partner_head": LossSpec(), "regression": LossSpec(weight=5.0)}
-    return {**common, "csd": LossSpec(weight=2.0)} if mode == "sequential" else common
+    """Where the cloud model stands still, what measured best; in one loop with it, each model classifies for itself, too."""
+    regression = {"regression": LossSpec(weight=5.0)}
+    if mode == "sequential":
+        return {"asymmetric_margin": LossSpec(weight=5.0), **regression}
+    return {_OWN: LossSpec(), "partner_head": LossSpec(), **regression}
 
 
 class Recipe(Part):
