@@ -44,9 +44,13 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any], float]] = {
     "stride4": ("residual", {**_RESIDUAL, "width": 35, "stem_stride": 4}, 24),
     "inverted3": ("inverted_residual", {**_RESIDUAL, "width": 26, "kernel": 3}, 45),
     "mixer": ("mixer", {"width": 47, "depth": 2, "patch": 4, "pooling": "map"}, 44),
+    "inverted3-mean": ("inverted_residual", {**_RESIDUAL, "width": 33, "kernel": 3, "pooling": "mean"}, 45),
 }
 #: Two jobs a seed, of about equal work.
 _GROUPS = (("residual", "plain", "inverted5"), ("mean-head", "stride4", "inverted3", "mixer"))
+#: A further candidate for the order of networks, with control and default objective only: a stronger trunk under a head unlike
+#: the cloud model's.
+_CANDIDATES = ("inverted3-mean",)
 #: The architectures that every other loss is tried on.
 PAIR = ("residual", "inverted3")
 
@@ -200,6 +204,9 @@ def jobs(size: str, cloud_run: str | None = "../runs/cloud") -> list[Job]:
             names = [name for name in group if name in scale.architectures]
             models = dict.fromkeys(names, LOSSES)
             found.append(_edges(f"main-{number}-seed{seed}", "main", scale, seed, founder, models))
+        if all(name in scale.architectures for name in _CANDIDATES):
+            few = {loss: LOSSES[loss] for loss in (CONTROL, DEFAULT)}
+            found.append(_edges(f"candidates-seed{seed}", "main", scale, seed, founder, dict.fromkeys(_CANDIDATES, few)))
         found.append(_edges(f"others-seed{seed}", "others", scale, seed, founder, dict.fromkeys(PAIR, OTHERS), unequal=True))
         found.append(_edges(f"without-own-seed{seed}", "others", scale, seed, founder, dict.fromkeys(PAIR, WITHOUT_OWN)))
         found += _with_own_cloud(scale, seed)
