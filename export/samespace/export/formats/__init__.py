@@ -12,8 +12,10 @@ __all__ = ["EXPORTERS", "Conversion", "Exporter", "Precision", "exporter_class"]
 #: Name -> "module:Class"; imported when used. The converters behind them load only in :meth:`Exporter.convert`.
 EXPORTERS: dict[str, str] = {
     "onnx": "samespace.export.formats.onnx:OnnxExporter",
+    "ort": "samespace.export.formats.ort:OrtExporter",
     "tflite": "samespace.export.formats.tflite:TfliteExporter",
     "coreml": "samespace.export.formats.coreml:CoremlExporter",
+    "executorch": "samespace.export.formats.executorch:ExecutorchExporter",
 }
 
 

@@ -23,6 +23,7 @@ class Conversion:
         output: name of its output.
         recipe: how it was made: exporter, versions, options.
         min_runtime: oldest runtime it was made for.
+        quantisation: how static int8 was chosen and what it costs, see :func:`samespace.export.quantisation.choose_int8`.
     """
 
     files: Mapping[str, bytes]
@@ -30,6 +31,7 @@ class Conversion:
     output: str
     recipe: dict[str, Any] = field(default_factory=dict)
     min_runtime: str = ""
+    quantisation: dict[str, Any] | None = None
 
     @property
     def size(self) -> int:

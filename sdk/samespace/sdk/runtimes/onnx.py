@@ -1,16 +1,17 @@
-"""ONNX artifacts, by onnxruntime on the CPU."""
+"""ONNX artifacts, by onnxruntime: on the CPU, or on the execution providers that the options name."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from samespace.sdk.errors import MissingExtraError, RuntimeFailure
+from samespace.sdk.errors import ConfigError, MissingExtraError, RuntimeFailure
 from samespace.sdk.runtimes.base import LoadedArtifact, Runtime, RuntimeOptions
 from samespace.sdk.runtimes.tensors import as_input
 
@@ -22,11 +23,20 @@ class OnnxRuntime(Runtime):
 
     name: ClassVar[str] = "onnx"
     format: ClassVar[str] = "onnx"
+    #: As onnxruntime calls the format.
+    stored_as: ClassVar[Literal["ONNX", "ORT"]] = "ONNX"
     packages: ClassVar[tuple[str, ...]] = ("onnxruntime",)
 
     def __init__(self, artifact: LoadedArtifact, options: RuntimeOptions | None = None) -> None:
         super().__init__(artifact, options)
-        self._session = open_session(artifact.single_file, artifact.spec.path, self.options.threads)
+        self._session = open_session(
+            artifact.single_file,
+            artifact.spec.path,
+            self.options.threads,
+            providers=self.options.providers,
+            optimise=self.options.optimise,
+            stored_as=self.stored_as,
+        )
         inputs = {value.name: value for value in self._session.get_inputs()}
         outputs = [value.name for value in self._session.get_outputs()]
         wanted, spec = artifact.spec.input, artifact.spec
@@ -47,7 +57,7 @@ class OnnxRuntime(Runtime):
     @classmethod
     def unavailable(cls) -> str | None:
         if importlib.util.find_spec("onnxruntime") is None:
-            return str(MissingExtraError("onnx", "running a .onnx artifact"))
+            return str(MissingExtraError("onnx", f"running a .{cls.format} artifact"))
         return None
 
     def _infer(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -60,26 +70,62 @@ class OnnxRuntime(Runtime):
             ) from error
 
 
-def open_session(model: bytes, path: str, threads: int = 0) -> Any:
-    """An ``onnxruntime.InferenceSession`` on the CPU from bytes.
+def open_session(
+    model: bytes,
+    path: str,
+    threads: int = 0,
+    *,
+    providers: Sequence[str] = (),
+    optimise: bool = True,
+    stored_as: Literal["ONNX", "ORT"] = "ONNX",
+) -> Any:
+    """An ``onnxruntime.InferenceSession`` from bytes.
 
     Args:
         model: the serialised graph.
         path: how messages call it.
         threads: intra-op threads; 0 means that onnxruntime chooses.
+        providers: execution providers, best first; the CPU takes what they leave. Empty means the CPU.
+        optimise: False runs the graph as it was written; of an ORT file, without the fusions that are kept beside its graph.
+        stored_as: format of the bytes.
 
     Raises:
-        RuntimeFailure: onnxruntime refuses the bytes.
+        ConfigError: an execution provider that this onnxruntime has not; lists those it has.
+        RuntimeFailure: onnxruntime refuses the bytes, or a provider does not work on this machine.
     """
     ort = load_onnxruntime()
+    wanted = _known_providers(ort, providers)
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 4
+    settings.add_session_config_entry("session.load_model_format", stored_as)
+    if not optimise:
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    elif stored_as == "ORT":
+        # The bytes were verified: what is replayed is what our exporter wrote.
+        settings.add_session_config_entry("session.enable_saved_runtime_optimizations", "1")
     try:
-        return ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(model, settings, providers=wanted)
     except Exception as error:
         raise RuntimeFailure(f"{path}: onnxruntime {ort.__version__} refuses it: {_first_line(error)}") from error
+    # A provider that cannot start is left out with no more than a printed line.
+    if missing := [name for name in wanted if name not in session.get_providers()]:
+        raise RuntimeFailure(
+            f"{path}: the execution provider {missing[0]} does not work here: is its driver or library missing?"
+        )
+    return session
+
+
+def _known_providers(ort: ModuleType, providers: Sequence[str]) -> list[str]:
+    known: list[str] = ort.get_available_providers()
+    for name in providers:
+        if name not in known:
+            raise ConfigError(
+                f"this onnxruntime has no execution provider {name!r}; it has: {', '.join(known)}. Others come with other "
+                "distributions, e.g. onnxruntime-gpu"
+            )
+    return list(dict.fromkeys((*providers, "CPUExecutionProvider")))
 
 
 def load_onnxruntime() -> ModuleType:

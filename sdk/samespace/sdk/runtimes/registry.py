@@ -12,9 +12,12 @@ __all__ = ["RUNTIMES", "available", "open_runtime", "runtime_class", "runtimes_f
 #: Name -> "module:Class"; imported when used. The first available one of a format is its default.
 RUNTIMES: dict[str, str] = {
     "onnx": "samespace.sdk.runtimes.onnx:OnnxRuntime",
+    "ort": "samespace.sdk.runtimes.ort:OrtRuntime",
     "tflite": "samespace.sdk.runtimes.tflite:TfliteRuntime",
     "coreml": "samespace.sdk.runtimes.coreml:CoremlRuntime",
     "coreml_reference": "samespace.sdk.runtimes.coreml_reference:CoremlReferenceRuntime",
+    "executorch": "samespace.sdk.runtimes.executorch:ExecutorchRuntime",
+    "tflite_runtime": "samespace.sdk.runtimes.tflite_runtime:OldTfliteRuntime",
 }
 
 

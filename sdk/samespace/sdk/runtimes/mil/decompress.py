@@ -1,6 +1,7 @@
 """Compressed weights: the ``constexpr_*`` operators, which turn small constants into the weights that were meant.
 
-Each function takes the operator's constants by name and returns the dense array. Meaning as in the MIL reference.
+Each function takes the operator's constants by name and returns its result: the dense array, or, of the operators on sparse
+data, the mask and the values where it is set. Meaning as in the MIL reference.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ __all__ = ["DECOMPRESSORS", "along_axis", "decompress"]
 _Array = npt.NDArray[Any]
 
 
-def decompress(kind: str, values: Mapping[str, Any]) -> _Array:
-    """Run one ``constexpr_*`` operator.
+def decompress(kind: str, values: Mapping[str, Any]) -> tuple[_Array, ...]:
+    """Run one ``constexpr_*`` operator; returns its outputs.
 
     Raises:
         KeyError: there is no such operator here, or it lacks a constant.
         ValueError: shapes do not fit.
     """
-    return DECOMPRESSORS[kind](values)
+    result = DECOMPRESSORS[kind](values)
+    return result if isinstance(result, tuple) else (result,)
 
 
 def along_axis(vector: _Array, axis: int | None, rank: int) -> _Array:
@@ -51,7 +53,7 @@ def _lut_to_dense(values: Mapping[str, Any]) -> _Array:
         return table.reshape(-1)[flat.reshape(-1, bits) @ (1 << np.arange(bits))].reshape(shape)
     # iOS 18: a grid of tables, each for a block of the indices; an entry is a vector that is laid along vector_axis.
     grid, (entries, width) = table.shape[:-2], table.shape[-2:]
-    where = [np.arange(edge) // (edge // blocks) for edge, blocks in zip(indices.shape, grid, strict=True)]
+    where = [np.arange(edge) // _block(edge, blocks) for edge, blocks in zip(indices.shape, grid, strict=True)]
     picked = table.reshape(*grid, entries, width)[(*np.ix_(*where), indices.astype(np.int64))]
     if width == 1:
         return picked[..., 0]
@@ -80,18 +82,44 @@ def _blockwise_shift_scale(values: Mapping[str, Any]) -> _Array:
 
 def _repeat(blocks: _Array, shape: tuple[int, ...]) -> _Array:
     for axis, edge in enumerate(shape):
-        blocks = np.repeat(blocks, edge // blocks.shape[axis], axis)
+        blocks = np.repeat(blocks, _block(edge, blocks.shape[axis]), axis)
     return blocks
+
+
+def _block(edge: int, count: int) -> int:
+    """Edge of each of ``count`` equal blocks."""
+    if count == 0 or edge % count:
+        raise ValueError(f"an edge of {edge} is not divided by {count} blocks")
+    return edge // count
+
+
+def _sparse_blockwise_shift_scale(values: Mapping[str, Any]) -> tuple[_Array, _Array]:
+    mask = values["data_mask"]
+    data = _sparse_to_dense({"nonzero_data": values["nonzero_data"], "mask": mask})
+    dense = _blockwise_shift_scale({**values, "data": data})
+    return mask, dense[mask != 0]
+
+
+def _lut_to_sparse(values: Mapping[str, Any]) -> tuple[_Array, _Array]:
+    mask = values["indices_mask"]
+    indices = _sparse_to_dense({"nonzero_data": values["indices_nonzero_data"], "mask": mask})
+    dense = _lut_to_dense({**values, "indices": indices})
+    if mask.shape != dense.shape:  # entries are vectors: each place of the mask stands for as many
+        axis = int(values["vector_axis"])
+        mask = np.repeat(mask, dense.shape[axis] // mask.shape[axis], axis)
+    return mask, dense[mask != 0]
 
 
 def _cast(values: Mapping[str, Any]) -> _Array:
     return values["source_val"].astype(np.float32)
 
 
-DECOMPRESSORS: dict[str, Callable[[Mapping[str, Any]], _Array]] = {
+DECOMPRESSORS: dict[str, Callable[[Mapping[str, Any]], _Array | tuple[_Array, ...]]] = {
     "constexpr_affine_dequantize": _affine_dequantize,
     "constexpr_blockwise_shift_scale": _blockwise_shift_scale,
     "constexpr_cast": _cast,
     "constexpr_lut_to_dense": _lut_to_dense,
+    "constexpr_lut_to_sparse": _lut_to_sparse,
+    "constexpr_sparse_blockwise_shift_scale": _sparse_blockwise_shift_scale,
     "constexpr_sparse_to_dense": _sparse_to_dense,
 }

@@ -46,7 +46,8 @@ def translate(program: Program) -> bytes:
     graph = Graph()
     graph.constants.update(program.constants)
     graph.types.update(program.inputs)
-    graph.names.update({name: name for name in program.inputs})
+    for name, kind in program.inputs.items():
+        graph.names[name] = _rounded(graph, name) if kind.dtype == "fp16" else name
     for operation in program.operations:
         if operation.kind in DECOMPRESSORS:
             _fold(graph, operation)
@@ -100,11 +101,15 @@ def _fold(graph: Graph, operation: Operation) -> None:
         parameter: graph.constants[names[0]] for parameter, names in operation.inputs.items() if names[0] in graph.constants
     }
     try:
-        dense = decompress(operation.kind, values)
-    except (KeyError, ValueError, IndexError) as error:
+        results = decompress(operation.kind, values)
+    except (KeyError, ValueError, IndexError, ArithmeticError) as error:
         raise UnsupportedError(f"{Call(graph, operation)} cannot be decompressed: {error}") from error
-    for name, declared in operation.outputs.items():
-        graph.constants[name] = dense
+    for (name, declared), result in zip(operation.outputs.items(), results, strict=True):
+        if result.shape != declared.shape:
+            raise UnsupportedError(
+                f"{Call(graph, operation)} gives the shape {result.shape}, the program declares {declared.shape}"
+            )
+        graph.constants[name] = result
         graph.types[name] = declared
 
 
