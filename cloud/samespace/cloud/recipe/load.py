@@ -70,17 +70,21 @@ def _sized(content: dict[str, Any], path: Path, size: str) -> Recipe:
 
 
 def _with_founder(content: dict[str, Any], base: Path, where: str) -> dict[str, Any]:
-    """The content with what stands in the finished run of ``[models.NAME] run`` filled in."""
+    """The content with what stands in the finished runs of ``[models.NAME]`` ``run`` and ``start_from`` filled in."""
     models = content.get("models")
     if not isinstance(models, dict):
         return content
     filled = {}
     for name, model in models.items():
         filled[name] = model
-        if not isinstance(model, dict) or not isinstance(model.get("run"), str):
+        if not isinstance(model, dict):
             continue
-        folder = base / model["run"]
-        record = read_run(folder).cloud.record
+        named = next((key for key in ("run", "start_from") if isinstance(model.get(key), str)), None)
+        if named is None:
+            continue
+        folder = base / model[named]
+        run = read_run(folder)
+        record = (run.cloud if named == "run" else run.choose((name,))[0]).record
         found = {
             "family": record.family,
             "dim": record.dim,
@@ -97,5 +101,5 @@ def _with_founder(content: dict[str, Any], base: Path, where: str) -> dict[str, 
                     f"{where}: models.{name}.{key} is not that of the run {folder}, which has {value}; leave {key} out: "
                     "it is read from the run"
                 )
-        filled[name] = {**model, **found, "run": str(folder)}
+        filled[name] = {**model, **found, named: str(folder)}
     return {**content, "models": filled}

@@ -13,7 +13,7 @@ from samespace.sdk.errors import ConfigError
 from samespace.sdk.identity import canonical_json
 from samespace.sdk.preprocess import Preprocess
 
-__all__ = ["LossSpec", "Losses", "ModelSpec", "OptimiserSpec", "Part", "Prefixes", "SoftmaxSpec", "TierName"]
+__all__ = ["LossSpec", "Losses", "ModelSpec", "OptimiserSpec", "Part", "Prefixes", "QuantiseSpec", "SoftmaxSpec", "TierName"]
 
 #: The name of a tier, which becomes the name of files.
 TierName = Annotated[str, StringConstraints(pattern="^[a-z][a-z0-9_-]{0,63}$")]
@@ -65,6 +65,19 @@ Losses = Annotated[dict[str, LossSpec], AfterValidator(_known_losses)]
 Prefixes = Annotated[tuple[int, ...], AfterValidator(_ascending)]
 
 
+class QuantiseSpec(Part):
+    """Fake quantisation, see :class:`samespace.edge.models.fake_quant.FakeQuantised`."""
+
+    weight_bits: int = Field(default=8, ge=2, le=8, description="ONNX artifacts keep 7 of the 8 (reduce_range)")
+    activation_bits: int = Field(default=8, ge=2, le=8)
+    momentum: float = Field(
+        default=0.01, ge=0, lt=1, description="how far a batch moves the ranges of activations; 0: as calibrated before"
+    )
+    float_share: float = Field(
+        default=0.5, ge=0, lt=1, description="of each batch, learnt from without rounding: keeps float and int8 alike"
+    )
+
+
 class ModelSpec(Part):
     """One tier: a model of a family, in the cloud or at the edge."""
 
@@ -93,7 +106,13 @@ class ModelSpec(Part):
     run: Path | None = Field(
         default=None, description="of a cloud model: a finished run whose cloud model it is, frozen; its space is joined"
     )
-    weights_sha256: str | None = Field(default=None, description="of that run's cloud model; filled in when the recipe is read")
+    start_from: Path | None = Field(
+        default=None, description="of an edge model: a finished run; go on from the weights of its model of the same name"
+    )
+    quantise: QuantiseSpec | None = Field(
+        default=None, description="learn as int8 computes, with rounded weights and activations; needs start_from"
+    )
+    weights_sha256: str | None = Field(default=None, description="of that run's model; filled in when the recipe is read")
 
     @field_validator("arguments")
     @classmethod
@@ -114,6 +133,13 @@ class ModelSpec(Part):
                 raise ValueError("run names the finished run of a cloud model; an edge model is trained here: leave it out")
             if self.losses is not None or self.start_as is not None:
                 raise ValueError("the cloud model of a finished run is not trained again: leave out losses and start_as")
+        if self.start_from is not None:
+            if self.role == "cloud":
+                raise ValueError("start_from is for edge models; the cloud model of a finished run is named by run, and frozen")
+            if self.start_as is not None or self.shares is not None:
+                raise ValueError("start_from gives the model's first weights: leave out start_as and shares")
+        if self.quantise is not None and self.start_from is None:
+            raise ValueError("quantise fine-tunes a model that is trained already: name its run with start_from")
         return self
 
     @property

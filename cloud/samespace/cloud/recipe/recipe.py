@@ -81,6 +81,10 @@ class Recipe(Part):
             if model.start_as is not None and model.start_as not in self.models:
                 known = ", ".join(self.models)
                 raise ValueError(f"models.{name}: start_as = {model.start_as!r} is no model of this recipe; there are: {known}")
+            if model.start_as is not None and self.models[model.start_as].start_from is not None:
+                raise ValueError(
+                    f"models.{name}: start_as = {model.start_as!r}, which goes on from a finished run; give this one start_from"
+                )
             if wide := [width for width in self.model_prefixes(name) if width >= model.dim]:
                 raise ValueError(
                     f"models.{name}: the prefix {wide[0]} is not narrower than its dim = {model.dim}; "
@@ -118,6 +122,9 @@ class Recipe(Part):
                 f"models.{name}: compatible = false, but {(needing or stationary)[0]} would make it compatible; "
                 "leave one of the two out"
             )
+        staged = [loss for loss in needing if Need.STAGES in losses[loss].needs]
+        if model.quantise is not None and staged:
+            raise ValueError(f"models.{name}: {staged[0]} looks at feature maps, which quantise does not give; leave it out")
         still = [loss for loss in needing if Need.GALLERY in losses[loss].needs]
         if still and self.mode == "joint":
             raise ValueError(
@@ -194,11 +201,15 @@ class Recipe(Part):
         """SHA-256 of all that the weights depend on: where it runs, how often it saves and where things lie is left out."""
         resolved = self.resolved()
         content = {key: value for key, value in resolved.items() if key not in ("device", "checkpoint_every", "log_every")}
-        content["models"] = {
-            name: {key: value for key, value in model.items() if key != "run"} for name, model in resolved["models"].items()
-        }
+        content["models"] = {name: _lasting(model) for name, model in resolved["models"].items()}
         return digest(canonical_json(content))
 
     def to_toml(self) -> str:
         """As a file that ``load_recipe`` reads to an equal recipe; sizes are already applied."""
         return to_toml(self.resolved())
+
+
+def _lasting(model: dict[str, Any]) -> dict[str, Any]:
+    """What a model's weights depend on; a key that is younger than the first runs counts where it is used."""
+    young = () if model["quantise"] else ("quantise",)
+    return {key: value for key, value in model.items() if key not in ("run", "start_from", *young)}

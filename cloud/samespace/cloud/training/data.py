@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ from samespace.sdk.identity import canonical_json, digest
 from samespace.sdk.preprocess import Preprocess
 
 __all__ = ["TrainingData", "load_training_data", "training_data"]
+
+#: Training pictures that quantisation is fitted to.
+CALIBRATION = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +51,20 @@ class TrainingData:
     def prepared(self, indices: Sequence[int], preprocess: Preprocess) -> npt.NDArray[np.uint8]:
         """``(len(indices), size, size, 3)`` uint8: pictures of the set exactly as a device would prepare them."""
         return cached_tensors(self.images, indices, preprocess, show_progress=len(indices) > 5000)
+
+    def shuffled(self, indices: Sequence[int]) -> list[int]:
+        """Pictures of the set in an order that depends on their keys alone."""
+        return sorted(indices, key=lambda index: hashlib.sha256(self.images.items[index].key.encode()).digest())
+
+    def calibration(self) -> list[int]:
+        """Training pictures for quantisation: two of each of as many classes as fit, then whatever is left."""
+        by_label: dict[str, list[int]] = {}
+        for index in self.shuffled(self.split.train):
+            by_label.setdefault(self.images.items[index].label, []).append(index)
+        # The second of a label is what the first can find.
+        pairs = [index for members in sorted(by_label.values(), key=len, reverse=True) for index in members[:2]]
+        rest = [index for members in by_label.values() for index in members[2:]]
+        return [*pairs, *rest][:CALIBRATION]
 
 
 def load_training_data(recipe: Recipe) -> TrainingData:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from samespace.cloud.evaluation import Measurement, comparable, embed, score
 from samespace.cloud.recipe import Recipe
 from samespace.cloud.training.data import TrainingData
 from samespace.cloud.training.partners import Founder
+from samespace.cloud.training.quantised_cost import quantised_costs
 from samespace.cloud.training.run import RunDirectory
 from samespace.cloud.training.tier import Tier
 from samespace.sdk.cli.progress import progress
@@ -36,8 +36,6 @@ PROBES = 128
 PROBE_EDGE = 384
 #: Rows of the cloud gallery that travel with every bundle: at least the first where the data has them, at most the second.
 GALLERY_LEAST, GALLERY_MOST = 2000, 4000
-#: Training pictures that quantisation is fitted to.
-CALIBRATION = 256
 #: Training pictures that a post-hoc map is fitted on, at most.
 FIT_MOST = 20_000
 
@@ -94,6 +92,8 @@ def write_results(
     encoder.prepare(data.split)
     _write_probes(recipe, data, encoder, directory)
     _write_calibration(recipe, data, encoder, directory)
+    if costs := quantised_costs(recipe, data, {name: tier.model for name, tier in tiers.items()}, encoder):
+        atomic_write(directory.quantisation, json.dumps(costs, indent=2, allow_nan=False) + "\n")
     matrix, scores = _measure_all(recipe, data, encoder)
     atomic_write(directory.queries, safetensors.numpy.save(scores))
     ids = {name: record.model_id for name, record in records.items()}
@@ -165,11 +165,11 @@ def _record(recipe: Recipe, name: str, weights: bytes) -> ModelRecord:
 
 def _write_probes(recipe: Recipe, data: TrainingData, encoder: _Encoder, directory: RunDirectory) -> None:
     items, split = data.images.items, data.split
-    chosen = _shuffled(data, split.test_query)[:PROBES]
+    chosen = data.shuffled(split.test_query)[:PROBES]
     labels = {items[index].label for index in chosen}
     # What a probe can find comes first, then other unseen classes, then seen ones: never a probe itself.
-    gallery = sorted(_shuffled(data, split.test_gallery), key=lambda index: items[index].label not in labels)[:GALLERY_MOST]
-    others = [*_shuffled(data, split.validation_gallery), *_shuffled(data, split.train)]
+    gallery = sorted(data.shuffled(split.test_gallery), key=lambda index: items[index].label not in labels)[:GALLERY_MOST]
+    others = [*data.shuffled(split.validation_gallery), *data.shuffled(split.train)]
     taken = {*gallery, *chosen}
     gallery += [index for index in dict.fromkeys(others) if index not in taken][: max(0, GALLERY_LEAST - len(gallery))]
     largest = max(model.preprocess.size for model in recipe.models.values())
@@ -184,18 +184,9 @@ def _write_probes(recipe: Recipe, data: TrainingData, encoder: _Encoder, directo
 
 
 def _write_calibration(recipe: Recipe, data: TrainingData, encoder: _Encoder, directory: RunDirectory) -> None:
-    """Training pictures for quantisation: two of each of as many classes as fit, then whatever is left.
-
-    The pictures stand at source size, since each model of the run prepares them for itself.
-    """
+    """Training pictures for quantisation, at source size, since each model of the run prepares them for itself."""
     row_of = {index: row for row, index in enumerate(data.split.train)}
-    by_label: dict[str, list[int]] = {}
-    for index in _shuffled(data, data.split.train):
-        by_label.setdefault(data.images.items[index].label, []).append(index)
-    # The second of a label is what the first can find.
-    pairs = [index for members in sorted(by_label.values(), key=len, reverse=True) for index in members[:2]]
-    rest = [index for members in by_label.values() for index in members[2:]]
-    chosen = [*pairs, *rest][:CALIBRATION]
+    chosen = data.calibration()
     tensors = {
         "pictures": np.ascontiguousarray(data.pictures[[row_of[index] for index in chosen]]),
         "cloud": encoder(recipe.cloud, chosen),
@@ -221,7 +212,7 @@ def _measure_all(
     ]
     controls = [name for name in recipe.edges if name not in compatible]
     wanted += [(name, cloud, "procrustes", None) for name in controls]
-    fit = _shuffled(data, split.train)[:FIT_MOST] if controls else []
+    fit = data.shuffled(split.train)[:FIT_MOST] if controls else []
     maps = {name: fit_procrustes(*comparable(encoder(name, fit), encoder(cloud, fit))) for name in controls}
     matrix, scores = [], {}
     used = {side: both for side, both in sides.items() if both[0] and both[1]}
@@ -236,11 +227,6 @@ def _measure_all(
                 scores |= {key: found.recall1.astype(np.float32), f"{key}/ap": found.average_precision.astype(np.float32)}
                 bar.advance()
     return matrix, scores
-
-
-def _shuffled(data: TrainingData, indices: Sequence[int]) -> list[int]:
-    """In an order that depends on the pictures' keys alone."""
-    return sorted(indices, key=lambda index: hashlib.sha256(data.images.items[index].key.encode()).digest())
 
 
 def _labels(data: TrainingData, indices: Sequence[int]) -> str:

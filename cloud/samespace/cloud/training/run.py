@@ -7,6 +7,8 @@ heads/TIER.safetensors   class weights ("weight", (classes, dim)) of each tier's
 models/TIER.json, models/TIER.safetensors   ModelRecord and float weights
 space.json           SpaceRecord
 probes/              pictures of unseen classes and a sample of the cloud gallery, for bundles
+calibration/         training pictures that quantisation is fitted to, and the cloud model's embeddings of them
+quantisation.json    of models that learnt under fake quantisation: what int8 cost them before, and costs them now
 queries.safetensors  what each query found, "SPLIT/QUERY->GALLERY" (n,): recall@1, and the same + "/ap": average precision
 matrices.json        measured M(a, b); written last: a run that has it is complete
 """
@@ -41,6 +43,7 @@ class RunDirectory:
         self.space = self.path / "space.json"
         self.probes = self.path / "probes"
         self.calibration = self.path / "calibration"
+        self.quantisation = self.path / "quantisation.json"
         self.queries = self.path / "queries.safetensors"
         self.matrices = self.path / "matrices.json"
 
@@ -136,6 +139,7 @@ class RunDirectory:
             self.heads,
             self.probes,
             self.calibration,
+            self.quantisation,
             self.log,
             self.recipe,
         ):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from samespace.cloud.losses import Batch, CompatibilityLoss, Need, Partner, Shape, StageShape, build_loss
 from samespace.cloud.losses.matryoshka import at_every_width, widths
 from samespace.cloud.recipe import Recipe
+from samespace.cloud.training.quantised import as_quantised, go_on
 from samespace.cloud.training.seeds import seeded
 from samespace.edge.models.registry import build_model
 from samespace.sdk.errors import ConfigError
@@ -152,9 +153,10 @@ def build_tier(recipe: Recipe, name: str, classes: int) -> Tier:
         stages = _stage_shapes(recipe, name, model) if staged else ()
         shape = Shape(classes, spec.dim, stages, partner_stages)
         losses = {loss: _loss(name, loss, shape, options) for loss, (_, options) in terms.items()}
+    go_on(model, name, spec)
     return Tier(
         name,
-        model,
+        as_quantised(model, name, spec),
         losses,
         {loss: weight for loss, (weight, _) in terms.items()},
         spec.dim,
@@ -171,7 +173,7 @@ def build_model_of(recipe: Recipe, name: str) -> nn.Module:
     """
     spec = recipe.models[name]
     try:
-        return build_model(spec.family, spec.builder_arguments, weights_follow=spec.run is not None)
+        return build_model(spec.family, spec.builder_arguments, weights_follow=spec.weights_sha256 is not None)
     except ConfigError as error:
         raise ConfigError(f"models.{name}: {error}") from None
 

@@ -23,6 +23,7 @@ from samespace.cloud.training.log import TrainingLog
 from samespace.cloud.training.optimiser import build_optimiser, one_cycle, set_step
 from samespace.cloud.training.order import BatchOrder
 from samespace.cloud.training.partners import Founder, partner_of, supply_gallery, take_over
+from samespace.cloud.training.quantised import calibrate_tiers, in_float
 from samespace.cloud.training.run import RunDirectory
 from samespace.cloud.training.seeds import generator, seeded
 from samespace.cloud.training.sharing import Family, family_of, separate, share
@@ -64,6 +65,7 @@ class Trainer:
             take_over(tiers[recipe.cloud], founder, data.classes)
         share(recipe, tiers)
         self.tiers = {name: self._placed(tier) for name, tier in tiers.items()}
+        calibrate_tiers(recipe, self.tiers, data)
         self.stages = stages_of(recipe)
         self.progress = Progress(recipe_sha256=recipe.digest, data_sha256=data.sha256)
         self._rows = world.share(recipe.batch)
@@ -92,6 +94,7 @@ class Trainer:
             if log:
                 log.close()
         separate(self.tiers)
+        in_float(self.tiers)
 
     def _run_stage(self, tensors: Mapping[str, Tensor], log: TrainingLog | None) -> None:
         """The current stage, from where it stands to its end; ``tensors`` is the checkpoint to go on from, if any."""
