@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import safetensors.numpy
 import safetensors.torch
@@ -16,9 +18,12 @@ import torch
 from PIL import Image
 
 from samespace.edge.models.registry import build_model
-from samespace.export import Exported, Run, export_run, read_run
+from samespace.export import DeviceGraph, Exported, Run, export_run, read_run
+from samespace.export.torch_runtime import embed
 from samespace.sdk.identity import ModelRecord, SpaceRecord, digest
+from samespace.sdk.manifest import Artifact, TensorSpec
 from samespace.sdk.preprocess import Preprocess
+from samespace.sdk.runtimes import LoadedArtifact
 from samespace.sdk.signing import SigningKey, TrustStore
 
 #: Name in the run -> family, its own arguments, and the edge of its input.
@@ -116,3 +121,127 @@ def exported(run: Run, trust: tuple[SigningKey, TrustStore], tmp_path_factory: p
     models = run.choose(())
     written = export_run(run, models, [folder / f"{model.name}.samespace" for model in models], trust[0])
     return {item.name: item for item in written}
+
+
+@dataclass(frozen=True, eq=False)
+class Digits:
+    """A mobile-like network of 2.4 M parameters, trained on real pictures, whose int8 really saturates in 16 bits.
+
+    Attributes:
+        graph: 32 x 32 pixels, 768 dimensions.
+        calibration: ``(128, 32, 32, 3)`` uint8, of the training.
+        unseen: ``(200, 32, 32, 3)`` uint8 that it was not trained on, and ``reference`` its ``(200, 768)`` embeddings of them.
+    """
+
+    graph: DeviceGraph
+    calibration: npt.NDArray[np.uint8]
+    unseen: npt.NDArray[np.uint8]
+    reference: npt.NDArray[np.float32]
+
+    def loaded(self, data: bytes, format: Any, precision: Any) -> LoadedArtifact:
+        """Bytes of an exported graph, as if read from a bundle."""
+        spec = Artifact(
+            path=f"artifacts/model.{precision}.{format}",
+            format=format,
+            precision=precision,
+            artifact_id=digest(data),
+            input=TensorSpec(name="image", dtype="uint8", layout="nhwc", dynamic_batch=True),
+            output="embedding",
+            recipe={},
+            min_runtime="",
+        )
+        return LoadedArtifact(spec, {"": data}, 32, 768)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Digits:
+    """Scikit-learn's handwritten digits, dark on white, and a network trained on most of them for one epoch."""
+    from sklearn.datasets import load_digits
+
+    rows, labels = load_digits(return_X_y=True)
+    small = 255 - np.clip(rows.reshape(-1, 8, 8) * 16, 0, 255).astype(np.uint8)
+    pictures = np.stack([np.asarray(Image.fromarray(picture).resize((32, 32)).convert("RGB")) for picture in small])
+    arguments = {"dim": 768, "image_size": 32, "width": 24, "depth": 1, "stages": 2, "stem_stride": 2, "pooling": "map"}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_model("inverted_residual", arguments)
+        classifier = torch.nn.Linear(768, 10)
+        optimiser = torch.optim.SGD([*model.parameters(), *classifier.parameters()], lr=0.1, momentum=0.9)
+        for batch in torch.randperm(1500).split(50):
+            pixels = torch.from_numpy(pictures[batch]).permute(0, 3, 1, 2) / 127.5 - 1
+            loss = torch.nn.functional.cross_entropy(classifier(model(pixels)), torch.from_numpy(labels[batch]))
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    graph = DeviceGraph(model, Preprocess(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)))
+    unseen = pictures[1500:1700]
+    with torch.inference_mode():
+        reference = graph(torch.from_numpy(unseen)).numpy()
+    return Digits(graph, pictures[:128], unseen, reference)
+
+
+@pytest.fixture(scope="session")
+def noise_pictures() -> Callable[[int, int], list[npt.NDArray[np.uint8]]]:
+    """Call it with a count and a seed for ``(40, 40, 3)`` uint8 pictures of coloured clouds."""
+
+    def make(count: int, seed: int) -> list[npt.NDArray[np.uint8]]:
+        rng = np.random.default_rng(seed)
+        coarse = [Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)) for _ in range(count)]
+        return [np.asarray(picture.resize((40, 40), Image.Resampling.BICUBIC)) for picture in coarse]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def calibrated(
+    make_run: MakeRun,
+    noise_pictures: Callable[[int, int], list[npt.NDArray[np.uint8]]],
+) -> Run:
+    """A run with calibration pictures, two of each label, and two more models: ``plain``, and ``planted`` that int8 ruins."""
+    path = make_run()
+    images = noise_pictures(96, 1)
+    cloud = read_run(path).cloud
+    tensors = {
+        "pictures": np.stack(images),
+        "cloud": embed(cloud.build(), cloud.record, cloud.record.preprocess.batch(images)),
+    }
+    (path / "calibration").mkdir()
+    (path / "calibration" / "pictures.safetensors").write_bytes(safetensors.numpy.save(tensors))
+    labels = [f"thing {index // 2}" for index in range(len(images))]
+    (path / "calibration" / "labels.json").write_text(json.dumps({"labels": labels}))
+    _write_plain_and_planted(path, Preprocess(size=24).batch(images))
+    return read_run(path)
+
+
+def _write_plain_and_planted(path: Path, tensors: npt.NDArray[np.uint8]) -> None:
+    """A plain network that tells the pictures apart; and the same function in float, but one channel between two layers is a
+    thousand times larger, and its reader smaller."""
+    arguments = {"dim": DIM, "image_size": 24, "width": 12, "stages": 2, "shortcut": False}
+    pixels = torch.from_numpy(tensors).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(5)
+        network = build_model("residual", arguments)
+        network.train()
+        for _ in range(60):  # until the batch norm's statistics are those of the pictures
+            network(pixels)
+        network.eval()
+        # Without most of the mean, which all pictures have in common, embeddings differ as those of a trained network do.
+        state = network.state_dict()
+        state["head.project.bias"] -= 0.8 * network(pixels).mean(0)
+    for name in ("plain", "planted"):
+        if name == "planted":
+            for part in ("weight", "bias"):
+                state[f"body.0.0.first.1.{part}"][0] *= 1000
+            state["body.0.0.second.0.weight"][:, 0] /= 1000
+        weights = safetensors.torch.save(state)
+        record = ModelRecord(
+            name=name,
+            role="edge",
+            family="residual",
+            arguments=arguments,
+            dim=DIM,
+            preprocess=Preprocess(size=24),
+            weights_sha256=digest(weights),
+        )
+        (path / "models" / f"{name}.json").write_text(record.model_dump_json())
+        (path / "models" / f"{name}.safetensors").write_bytes(weights)

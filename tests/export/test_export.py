@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from samespace.export import DeviceGraph, Exported, Run, TorchRuntime, export_run, verify
-from samespace.export.bundle import parse_artifacts
 from samespace.export.conversion import Job, convert
 from samespace.export.formats import EXPORTERS, exporter_class
 from samespace.export.formats.base import artifact_of
 from samespace.export.formats.onnx import OnnxExporter
+from samespace.export.targets import parse_artifacts
 from samespace.sdk.bundle import Bundle, artifact_id
 from samespace.sdk.errors import ConfigError, ExportError
 from samespace.sdk.metrics import cosine
@@ -96,12 +96,16 @@ def test_the_bundle_holds_what_the_check_needs(
     evidence = json.loads(bundle.read("evidence.json"))
     assert evidence[0] == run.matrices[0]
     assert {entry["artifact"] for entry in evidence[1:]} == set(ARTIFACTS)
+    for entry in evidence[1:]:
+        assert entry["failed"] == ""
+        assert entry["overlap"] >= 0.95
+        assert entry["recall"]["low"] <= entry["recall"]["difference"] <= entry["recall"]["high"]
     assert bundle.manifest.gates == {"fp32": {"worst_cosine": 0.99999}, "fp16": {"worst_cosine": 0.999}}
 
 
 def test_known_mistakes_are_embedded_and_differ(exported: dict[str, Exported], trust: tuple[SigningKey, TrustStore]) -> None:
     probes = ProbeSet.from_bundle(Bundle.open(exported["cloud"].path, trust=trust[1]))
-    assert set(probes.mistakes) == {"bgr", "no_antialias", "float01_twice", "no_mean_std", "no_l2"}
+    assert probes.mistakes.keys() >= {"bgr", "no_antialias", "range_01", "no_mean_std", "no_l2"}
     assert cosine(probes.mistakes["bgr"], probes.reference).min() < 0.99999
     # The direction is right where only the norm is forgotten.
     raw = probes.mistakes["no_l2"]
@@ -139,24 +143,24 @@ class BgrGraph(DeviceGraph):
         return super().forward(image.flip(3))
 
 class Bgr(OnnxExporter):
-    def convert(self, graph, precision):
+    def convert(self, graph, precision, options):
         return super().convert(BgrGraph(graph.model, graph.preprocess), precision)
 
 class Raises(OnnxExporter):
-    def convert(self, graph, precision):
+    def convert(self, graph, precision, options):
         print("chatter of the converter")
         raise KeyError("operator nobody knows")
 
 class Quick(OnnxExporter):
-    def convert(self, graph, precision):
+    def convert(self, graph, precision, options):
         return Conversion({"": b"x"}, TensorSpec(name="x", dtype="uint8", dynamic_batch=True), "y")
 
 class Blocks(OnnxExporter):
-    def convert(self, graph, precision):
+    def convert(self, graph, precision, options):
         threading.Event().wait()
 
 class Crashes(OnnxExporter):
-    def convert(self, graph, precision):
+    def convert(self, graph, precision, options):
         print("last words", flush=True)
         os._exit(7)
 '''
@@ -271,5 +275,5 @@ def test_artifacts_are_chosen_by_name() -> None:
     assert parse_artifacts(["coreml-fp32", "onnx", "onnx-fp32"]) == (("coreml", "fp32"), ("onnx", "fp32"))
     with pytest.raises(ConfigError, match="tflite is not exported as 'int3'; there is: tflite-fp32"):
         parse_artifacts(["tflite-int3"])
-    with pytest.raises(ConfigError, match="'pt'; there are: onnx, tflite, coreml"):
+    with pytest.raises(ConfigError, match=r"'pt'; there are: onnx, .*coreml"):
         parse_artifacts(["pt"])

@@ -10,6 +10,7 @@ from samespace.edge.devices import HostDevice, load_profile, profile_names
 from samespace.edge.devices.profile import parse_profile
 from samespace.sdk.check import CompatibilityReport, GallerySample, Gate, ServiceGallery, Settings, measure
 from samespace.sdk.check.gate import EXIT_CODES, worst_outcome
+from samespace.sdk.check.hard import hard_queries
 from samespace.sdk.check.render import plain, table
 from samespace.sdk.check.retrieval import measure_retrieval
 from samespace.sdk.devices import Device, DeviceRun, device_names, open_device
@@ -36,7 +37,7 @@ def test_a_faithful_artifact_passes(good):
     assert verdict.outcome == "pass"
     assert verdict.exit_code == 0
     assert verdict.reasons == ()
-    assert set(outcomes) == {"tensor", "probes", "cosine", "overlap", "space", "recall"}
+    assert set(outcomes) == {"tensor", "probes", "cosine", "overlap", "space", "recall", "hard overlap", "hard recall"}
     assert good.retrieval.recall[1].difference.high == good.retrieval.recall[1].difference.low == 0
 
 
@@ -94,7 +95,13 @@ def test_numbers_are_those_of_the_metrics(toy, toy_bundle):
 def test_embeddings_of_something_else_fail_in_every_layer(toy, toy_bundle, fault):
     verdict, outcomes = judged(measure(toy_bundle(fault(toy)), settings=QUICK))
     assert verdict.exit_code == 1
-    assert {name for name, outcome in outcomes.items() if outcome == "fail"} == {"cosine", "overlap", "recall"}
+    assert {name for name, outcome in outcomes.items() if outcome == "fail"} == {
+        "cosine",
+        "overlap",
+        "recall",
+        "hard overlap",
+        "hard recall",
+    }
 
 
 @pytest.mark.parametrize(
@@ -114,6 +121,25 @@ def test_an_artifact_without_usable_embeddings_fails_and_says_why(toy, toy_bundl
     assert verdict.exit_code == 1
     assert outcomes["runs"] == "fail"
     assert reason in verdict.reasons[0]
+
+
+def test_what_fails_is_diagnosed_and_what_passes_is_not(toy, toy_bundle, good):
+    assert good.diagnosis is None
+    golden = toy.preprocess.batch(toy.images)[..., ::-1].astype(float)
+    rows = (golden.reshape(-1, 4, 4, 4, 4, 3).mean(axis=(2, 4)).reshape(-1, 48) / 127.5 - 1) @ toy.edge
+    bgr = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    report = measure(toy_bundle(toy.graph(toy.edge, bgr=True), probes=toy.probe_set(mistakes={"bgr": bgr})), settings=QUICK)
+    assert report.diagnosis[0].name == "bgr"
+    assert f"diagnosis: {report.diagnosis[0].name}" in plain(report, judged(report)[0])
+    strange = measure(toy_bundle(toy.graph(toy.edge, rotation=toy.rotation), probes=toy.probe_set(mistakes={})), settings=QUICK)
+    assert strange.diagnosis
+    assert "bgr" not in {suspect.name for suspect in strange.diagnosis}
+    without_norm = measure(toy_bundle(toy.graph(toy.edge, scale=2.0)), settings=QUICK)
+    assert without_norm.diagnosis is not None
+    # Nothing is wrong, there is only too little of it.
+    fields = {name: getattr(toy.probe_set(), name)[:20] for name in ("images", "golden", "reference", "cloud", "probe_labels")}
+    few = measure(toy_bundle(probes=toy.probe_set(**fields, mistakes={})), settings=QUICK)
+    assert few.diagnosis == ()
 
 
 def test_noise_with_a_high_mean_cosine_is_caught_by_the_neighbours(toy, toy_bundle):
@@ -213,6 +239,87 @@ def test_overlap_across_the_limit_is_inconclusive(toy, good):
     assert outcomes["overlap"] == "inconclusive"
 
 
+# The hardest queries.
+
+
+def slow_margins(probes, gallery_labels):
+    """Label margins, one query and one item at a time, in float64."""
+    margins = []
+    for row, label in zip(probes.reference, probes.probe_labels, strict=True):
+        scores = [float(np.dot(row.astype(np.float64), item.astype(np.float64))) for item in probes.gallery]
+        right = max(score for score, other in zip(scores, gallery_labels, strict=True) if other == label)
+        wrong = max(score for score, other in zip(scores, gallery_labels, strict=True) if other != label)
+        margins.append(abs(right - wrong))
+    return np.array(margins)
+
+
+def test_the_hardest_queries_are_those_of_the_smallest_margin(toy, toy_bundle):
+    report = measure(toy_bundle(toy.graph(toy.edge, noise=0.4)), settings=QUICK)
+    margins, hard = slow_margins(toy.probe_set(), toy.gallery_labels), report.retrieval.hard
+    assert hard.by == "labels"
+    assert set(hard.probe) == set(np.argsort(margins, kind="stable")[:16].tolist())
+    assert hard.margin == pytest.approx(np.sort(margins)[15], abs=1e-6)
+    rows = np.array(hard.probe)
+    assert (np.diff(margins[rows]) > -1e-6).all()
+    hits = report.retrieval.hits
+    assert hard.overlap.value == pytest.approx(np.array(report.retrieval.overlaps)[rows].mean())
+    assert hard.recall.device.value == np.array(hits.device)[rows].mean()
+    assert hard.recall.difference.value == pytest.approx(
+        (np.array(hits.device, int) - np.array(hits.reference, int))[rows].mean()
+    )
+
+
+def test_small_errors_turn_the_hardest_queries_first(toy, good):
+    probes, turned = toy.probe_set(), np.zeros(toy.probes)
+    search = (probes.gallery, probes.probe_labels, probes.gallery_labels)
+    right, generator = first_match_rank(probes.reference, *search) == 1, np.random.default_rng(0)
+    for _ in range(200):
+        rows = probes.reference + 0.15 * generator.normal(size=probes.reference.shape)
+        rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+        turned += (first_match_rank(rows, *search) == 1) != right
+    assert turned[list(good.retrieval.hard.probe)].mean() > 1.5 * turned.mean() > 0
+
+
+def test_without_labels_the_first_two_ranks_make_the_margin(toy, toy_bundle):
+    report = measure(toy_bundle(probes=toy.probe_set(gallery_labels=None)), settings=QUICK)
+    probes, hard = toy.probe_set(), report.retrieval.hard
+    best = -np.sort(-(probes.reference @ probes.gallery.T).astype(np.float64), axis=1)
+    assert (hard.by, hard.recall) == ("ranks", None)
+    assert set(hard.probe) == set(np.argsort(best[:, 0] - best[:, 1], kind="stable")[:16].tolist())
+    _, outcomes = judged(report)
+    assert outcomes["hard overlap"] == "pass"
+    assert "hard recall" not in outcomes
+
+
+def test_a_gallery_without_margins_has_no_hardest_queries(toy, good):
+    one = GallerySample("x.npz", toy.probe_set().gallery[:1])
+    layer = measure_retrieval(toy.probe_set().reference, toy.probe_set(), one, QUICK)
+    assert hard_queries(layer, toy.probe_set(), one, QUICK) is None
+    same = GallerySample("x.npz", toy.probe_set().gallery, ("same",) * 200)
+    probes = toy.probe_set(probe_labels=("same",) * 64)
+    assert hard_queries(measure_retrieval(probes.reference, probes, same, QUICK), probes, same, QUICK) is None
+
+
+def test_damage_to_near_neighbours_fails_where_all_queries_together_pass(toy, good):
+    probes = toy.probe_set()
+    gallery = GallerySample.from_probes(probes, SimpleNamespace(space=toy.space))
+    device, rows = probes.reference.copy(), list(good.retrieval.hard.probe)
+    device[rows] = np.roll(device[rows], 1, axis=0)
+    layer = measure_retrieval(device, probes, gallery, QUICK)
+    layer = layer.model_copy(update={"hard": hard_queries(layer, probes, gallery, QUICK)})
+    report = good.model_copy(update={"retrieval": layer, "precision": "int8"})
+    limits = {"overlap": 0.6, "recall_margin": 0.45}
+    _, outcomes = judged(report, **limits, hard_overlap=0.5)
+    assert (outcomes["overlap"], outcomes["hard overlap"]) == ("pass", "fail")
+    assert outcomes["recall"] == outcomes["hard recall"] == "pass"
+    verdict, outcomes = judged(report, **limits, hard_margin=0.04, hard_overlap=0.0)
+    assert (outcomes["recall"], outcomes["hard recall"], outcomes["hard overlap"]) == ("pass", "fail", "pass")
+    assert "of the hardest 16 queries" in verdict.reasons[0]
+    # A bundle may ask for more of the hardest queries, too; never for less.
+    asked = Gate.of(report.model_copy(update={"gates": {"hard_margin": 0.02, "hard_overlap": 0.1}}))
+    assert asked.hard_limits == {"hard_margin": 0.02, "hard_overlap": Gate.of(report).hard_limits["hard_overlap"]}
+
+
 def test_few_probes_decide_nothing(toy, toy_bundle):
     few = {name: getattr(toy.probe_set(), name)[:20] for name in ("images", "golden", "reference", "cloud", "probe_labels")}
     verdict, outcomes = judged(measure(toy_bundle(probes=toy.probe_set(**few, mistakes={})), settings=QUICK))
@@ -247,7 +354,8 @@ def test_a_model_of_no_common_space_fails_even_if_its_artifact_is_faithful(toy, 
     # An independently trained model: the device agrees with the reference perfectly, and both find nothing.
     probes = toy.probe_set(reference=toy.embed(toy.images, toy.stranger))
     verdict, outcomes = judged(measure(toy_bundle(toy.graph(toy.stranger), probes=probes), settings=QUICK))
-    assert outcomes == {**dict.fromkeys(("tensor", "probes", "cosine", "overlap", "recall"), "pass"), "space": "fail"}
+    others = ("tensor", "probes", "cosine", "overlap", "recall", "hard overlap", "hard recall")
+    assert outcomes == {**dict.fromkeys(others, "pass"), "space": "fail"}
     assert "train it together with the cloud model" in verdict.reasons[0]
 
 
@@ -325,7 +433,7 @@ class FakeService:
         assert exact
         order = np.argsort(-(np.stack(queries) @ self.embeddings.T), axis=1, kind="stable")[:, :k]
         return [
-            [SimpleNamespace(item_id=str(i), metadata={"label": self.labels[i]} if self.labels else {}) for i in row]
+            [SimpleNamespace(item_id=str(i), score=0.5, metadata={"label": self.labels[i]} if self.labels else {}) for i in row]
             for row in order
         ]
 
@@ -340,6 +448,7 @@ def test_a_service_gives_the_same_figures_as_the_gallery_itself(toy, toy_bundle)
     assert by_service.cloud_recall == by_sample.cloud_recall
     assert by_service.negative_flips == by_sample.negative_flips
     assert by_service.hits == by_sample.hits
+    assert by_service.hard == by_sample.hard
     assert by_service.mean_average_precision is None
 
 
@@ -373,8 +482,8 @@ def test_the_same_settings_give_the_same_numbers(toy_bundle, toy):
 
 def test_bad_reports_are_refused(good):
     content = json.loads(good.model_dump_json())
-    with pytest.raises(FormatVersionError, match="a report of format 2"):
-        CompatibilityReport.parse(json.dumps(content | {"format_version": 2}), "x.json")
+    with pytest.raises(FormatVersionError, match="a report of format 3"):
+        CompatibilityReport.parse(json.dumps(content | {"format_version": 3}), "x.json")
     with pytest.raises(ConfigError, match=r"x.json: not a compatibility report \(tensor"):
         CompatibilityReport.parse(json.dumps({name: value for name, value in content.items() if name != "tensor"}), "x.json")
     with pytest.raises(ConfigError, match="surprise"):

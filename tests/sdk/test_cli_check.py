@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -90,6 +91,37 @@ def test_json_holds_reports_and_verdicts_and_can_be_judged_again(toy, run, tmp_p
     assert again["checks"][0]["report"] == entry["report"]
 
 
+def test_a_saved_report_is_judged_again_by_every_limit(toy, run, tmp_path):
+    toy.write(tmp_path / "toy.samespace", toy.graph(toy.edge, noise=0.05), precision="int8")
+    run("check toy.samespace --json saved.json")
+    loose = "--worst-cosine -1 --overlap 0 --margin 100 --hard-overlap 0 --hard-margin 100"
+    code, out, _ = run(f"check --report saved.json {loose}")
+    assert code == 0, out
+    for limit in ("--worst-cosine 1", "--overlap 100", "--hard-overlap 100"):
+        code, out, _ = run(f"check --report saved.json {loose} {limit}")
+        assert code in (1, 3), limit
+        assert {"--worst-cosine 1": "cosine:", "--overlap 100": "overlap:", "--hard-overlap 100": "hard overlap:"}[limit] in out
+    report = json.loads((tmp_path / "saved.json").read_text())["checks"][0]["report"]
+    cosine = report["embedding"]["worst_cosine"]
+    assert run(f"check --report saved.json {loose} --worst-cosine {cosine + 1e-6}")[0] == 1
+    assert run(f"check --report saved.json {loose} --worst-cosine {cosine - 1e-6}")[0] == 0
+    # Across the interval of the overlap nothing is decided.
+    middle = 100 * report["retrieval"]["overlap"]["value"]
+    assert run(f"check --report saved.json {loose} --overlap {middle}")[0] == 3
+    assert run("check --report saved.json --overlap 101")[0] == 2
+
+
+def test_a_page_is_written_from_a_check_and_from_its_saved_report(toy, run, tmp_path):
+    toy.write(tmp_path / "toy.samespace", toy.graph(toy.edge, bgr=True))
+    assert run("check toy.samespace --json saved.json --html deep/page.html")[0] == 1
+    page = (tmp_path / "deep" / "page.html").read_text()
+    assert "data:image/png;base64," in page
+    assert "failed" in page
+    shutil.rmtree(tmp_path / "toy.samespace")
+    assert run("check --report saved.json --html again.html")[0] == 1
+    assert (tmp_path / "again.html").read_text() == page
+
+
 def test_a_margin_decides_recall(toy, run, tmp_path):
     toy.write(tmp_path / "toy.samespace", toy.graph(toy.edge, noise=0.4))
     for margin, outcome in ((0.5, "FAIL"), (100, "PASS")):
@@ -167,7 +199,7 @@ def two_formats(toy, tmp_path):
 def test_all_artifacts_are_checked_and_the_worst_counts(run, two_formats):
     code, out, _ = run("check toy.samespace")
     assert code == 1
-    assert "FAIL: 1 of 2 checks passed" in out
+    assert f"FAIL: 1 of {1 + len(registry.runtimes_for('tflite'))} checks passed" in out
     assert "PASS: onnx-fp32 in onnx on host" in out
     assert "FAIL: tflite-fp32 in tflite on host" in out
     assert run("check toy.samespace --artifact onnx")[0] == 0
@@ -179,8 +211,9 @@ def test_all_artifacts_are_checked_and_the_worst_counts(run, two_formats):
 
 
 def test_an_artifact_that_no_runtime_here_runs_is_said_or_refused(run, two_formats, monkeypatch):
-    tflite = registry.runtime_class("tflite")
-    monkeypatch.setattr(tflite, "unavailable", classmethod(lambda cls: "pip install 'samespace[tflite]'"))
+    for name in registry.runtimes_for("tflite", installed_only=False):
+        tflite = registry.runtime_class(name)
+        monkeypatch.setattr(tflite, "unavailable", classmethod(lambda cls: "pip install 'samespace[tflite]'"))
     code, out, err = run("check toy.samespace")
     assert code == 0
     assert "PASS: 1 of 1 checks passed" in out

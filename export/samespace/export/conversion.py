@@ -25,11 +25,16 @@ import numpy as np
 from samespace.export.formats import EXPORTERS
 from samespace.export.formats.base import Conversion, Precision
 from samespace.export.options import DEFAULT_OPTIONS, ExportOptions
+from samespace.export.quantisation.choose import Search
+from samespace.export.quantisation.judge import HeldOut
 from samespace.export.run import RunModel
 from samespace.sdk.errors import ExportError
 from samespace.sdk.manifest import TensorSpec
 
 __all__ = ["Job", "convert", "read_conversion", "write_conversion"]
+
+#: Formats that share a child with another one, which they are made of.
+_TOGETHER = {"ort": "onnx"}
 
 #: Characters of a converter's output that an error message shows.
 _TAIL = 1500
@@ -37,31 +42,48 @@ _TAIL = 1500
 
 @dataclass(frozen=True)
 class Job:
-    """One conversion: a model, a format (a name in ``EXPORTERS``), a precision, and the exporter's options."""
+    """One conversion.
+
+    Attributes:
+        model: of a run.
+        format: a name in ``EXPORTERS``.
+        precision: one that the exporter has.
+        options: of the exporter.
+        held_out: pictures that judge static int8; without them int8 is converted as it comes.
+        search: for the layers that int8 leaves in float.
+    """
 
     model: RunModel
     format: str
     precision: Precision
     options: ExportOptions = DEFAULT_OPTIONS
+    held_out: HeldOut | None = None
+    search: Search = Search()  # noqa: RUF009 - frozen
 
     def __str__(self) -> str:
         return f"{self.model.name} to {self.format}-{self.precision}"
 
 
-def convert(jobs: Sequence[Job], workers: int = 2, done: Callable[[Job], object] = lambda job: None) -> list[Conversion]:
+def convert(
+    jobs: Sequence[Job],
+    workers: int = 2,
+    done: Callable[[Job], object] = lambda job: None,
+    say: Callable[[str], object] = lambda text: None,
+) -> list[Conversion]:
     """Convert; the results are in the order of the jobs.
 
     Args:
         jobs: what to convert.
         workers: processes at once; each needs about 1 GiB.
         done: called when a job has ended well, from another thread.
+        say: called with what a long job is doing, from another thread.
 
     Raises:
         ExportError: a converter failed or crashed; with the end of what it said.
     """
     groups: dict[str, list[int]] = {}
     for index, job in enumerate(jobs):
-        groups.setdefault(job.format, []).append(index)
+        groups.setdefault(_TOGETHER.get(job.format, job.format), []).append(index)
     # The slowest converter first, so that the others run beside it.
     order = sorted(groups, key=lambda name: (name != "tflite", name))
     threads = max(1, (os.cpu_count() or 1) // max(1, min(workers, len(order))))
@@ -70,7 +92,7 @@ def convert(jobs: Sequence[Job], workers: int = 2, done: Callable[[Job], object]
             _write_job(Path(folder) / str(index), job)
 
         def run(name: str) -> None:
-            _run_group(Path(folder), groups[name], jobs, threads, children, done)
+            _run_group(Path(folder), groups[name], jobs, threads, children, done, say)
 
         with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
             futures = [pool.submit(run, name) for name in order]
@@ -109,12 +131,16 @@ def _write_job(folder: Path, job: Job) -> None:
         "record": job.model.record.model_dump(mode="json"),
         "exporter": EXPORTERS[job.format],
         "precision": job.precision,
+        "search": asdict(job.search),
         "options": {
             field.name: getattr(job.options, field.name) for field in fields(ExportOptions) if field.name != "calibration"
         },
     }
     if job.options.calibration is not None:
         np.save(folder / "calibration.npy", job.options.calibration)
+    if job.held_out is not None:
+        arrays = {field.name: getattr(job.held_out, field.name) for field in fields(HeldOut)}
+        np.savez(folder / "held_out.npz", **{name: array for name, array in arrays.items() if array is not None})
     (folder / "job.json").write_text(json.dumps(about))
 
 
@@ -125,8 +151,9 @@ def _run_group(
     threads: int,
     children: _Children,
     done: Callable[[Job], object],
+    say: Callable[[str], object],
 ) -> None:
-    """Run one child over some jobs; it prints a line of JSON after each."""
+    """Run one child over some jobs; it prints a line of JSON after each, and some between."""
     log = folder / f"{indices[0]}.log"
     environment = os.environ | {
         # What this process can import, the child can; but not what lies in the folder it was started from.
@@ -144,6 +171,9 @@ def _run_group(
     waiting = list(indices)
     for line in child.stdout:
         answer = json.loads(line)
+        if "doing" in answer:
+            say(f"{jobs[waiting[0]]}: {answer['doing']}")
+            continue
         job = jobs[waiting.pop(0)]
         if "error" in answer:
             raise ExportError(f"converting {job} failed: {answer['error']}{'' if answer['expected'] else _said(log)}")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+
+from samespace.sdk.errors import ConfigError
 
 __all__ = ["DEFAULT_OPTIONS", "ExportOptions"]
 
@@ -20,12 +23,21 @@ class ExportOptions:
         float_layers: names of layers, as the format calls them, that int8 leaves in float.
         min_ios: oldest iOS that Core ML artifacts must run on.
         min_litert: oldest TensorFlow Lite / LiteRT runtime that TFLite artifacts must run on, e.g. ``"2.14"``.
+
+    Raises:
+        ConfigError: versions that are none.
     """
 
     calibration: npt.NDArray[np.uint8] | None = None
     float_layers: tuple[str, ...] = field(default=())
     min_ios: int = 17
     min_litert: str = "2.14"
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\d+\.\d+(\.\d+)?", self.min_litert):
+            raise ConfigError(f"min_litert = {self.min_litert!r} is no version of TensorFlow Lite; give one such as 2.14")
+        if self.min_ios < 15:
+            raise ConfigError(f"min_ios = {self.min_ios}: Core ML runs ML Programs from iOS 15 on; give 17, say")
 
 
 DEFAULT_OPTIONS = ExportOptions()

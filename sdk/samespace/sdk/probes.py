@@ -3,7 +3,8 @@
 probes/images/000.png ...      as an app would get them: encoded, at source resolution
 probes/golden.safetensors      "tensors" (n, s, s, 3) uint8: what Preprocess must give for each image
 probes/reference.safetensors   "model" (n, d) float32: this model's own fp32 output; "cloud" (n, d): the cloud model's
-probes/mistakes.safetensors    (n, d) float32 each: what a known mistake would give, e.g. "bgr" (need not be unit-norm)
+probes/mistakes.safetensors    (m, d) float16 or float32 each, of the first m <= n probes: what a known mistake would give, e.g.
+                               "bgr", "filter_nearest@floor" (a variant), "bgr+no_mean_std" (both); need not be unit-norm
 probes/gallery.safetensors     "embeddings" (m, d) float32: a sample of the cloud model's gallery
 probes/labels.json             {"probes": [n labels] or null, "gallery": [m labels] or null}
 """
@@ -47,7 +48,7 @@ class ProbeSet:
         reference: ``(n, d)`` float32 unit-norm, this model's fp32 embeddings, by the framework it was trained in.
         cloud: ``(n, d)`` float32 unit-norm, the cloud model's embeddings of the same images.
         gallery: ``(m, d)`` float32 unit-norm, gallery items that the cloud model embedded.
-        mistakes: name of a known mistake -> ``(n, d)`` float32, what it would give.
+        mistakes: name of a known mistake -> ``(m, d)`` float16 or float32, what it would give for the first m <= n probes.
         probe_labels: n labels, or None.
         gallery_labels: m labels, or None.
 
@@ -86,7 +87,9 @@ class ProbeSet:
             except SamespaceError as error:
                 raise BundleError(f"{file}: {error}") from None
         for name, rows in self.mistakes.items():
-            _expect(_MISTAKES, name, rows, n, dim)
+            # Fewer rows and half precision keep dozens of them small.
+            wide = rows.astype(np.float32) if rows.dtype == np.float16 else rows
+            _expect(_MISTAKES, name, wide, min(n, max(1, len(rows))) if rows.ndim else n, dim)
         for name, labels, count in (("probes", self.probe_labels, n), ("gallery", self.gallery_labels, len(self.gallery))):
             if labels is not None and len(labels) != count:
                 raise BundleError(f"{_LABELS}: {len(labels)} labels for {name!r}, which has {count} rows")
