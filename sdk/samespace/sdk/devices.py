@@ -27,14 +27,14 @@ class DeviceRun:
     """What a device made of the images; not judged yet.
 
     Attributes:
-        tensors: ``(n, size, size, 3)`` uint8, its preprocessing of the images.
+        tensors: ``(n, size, size, 3)`` uint8, its preprocessing of the images; None when it does not show them.
         embeddings: ``(n, d)`` float32, or None when it refused to embed.
         runtime_version: of the engine, e.g. ``"onnxruntime 1.29.0"``.
         refused: why there are no embeddings; empty when there are.
         host: what the device says about itself, for the report.
     """
 
-    tensors: npt.NDArray[np.uint8]
+    tensors: npt.NDArray[np.generic] | None
     embeddings: npt.NDArray[np.float32] | None
     runtime_version: str
     refused: str = ""

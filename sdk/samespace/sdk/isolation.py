@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, ClassVar, TypeVar, cast
@@ -34,11 +34,14 @@ from samespace.sdk.isolation_child import read_bytes, read_json, write_bytes, wr
 from samespace.sdk.runtimes.base import LoadedArtifact, Runtime, RuntimeOptions
 from samespace.sdk.runtimes.registry import RUNTIMES, runtime_class
 
-__all__ = ["IsolatedRuntime", "Limits"]
+__all__ = ["Child", "IsolatedRuntime", "Limits"]
 
 _GIB = 1 << 30
 #: What the child keeps of the environment: where libraries and temporary files are, how to talk; no secrets.
-_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "LANG", "LC_ALL", "TZ", "OMP_NUM_THREADS")
+_ENVIRONMENT = (
+    *("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "LANG", "LC_ALL", "TZ", "OMP_NUM_THREADS"),
+    *("SAMESPACE_TFLITE_PYTHON", "SAMESPACE_EXECUTORCH_PYTHON"),  # where runtimes find environments of their own
+)
 _STDERR_TAIL = 600
 
 _T = TypeVar("_T")
@@ -98,7 +101,7 @@ class IsolatedRuntime(Runtime):
         self.inner = name
         self._limits = limits or Limits.fitting(artifact)
         self._lock = threading.Lock()
-        self._child = _Child()
+        self._child = Child()
         self._finalizer = weakref.finalize(self, self._child.kill)
         self._exchange(lambda: self._open(RUNTIMES[name]), self._limits.open_seconds, "opening it")
 
@@ -176,10 +179,17 @@ class IsolatedRuntime(Runtime):
                 raise
 
 
-class _Child:
-    """The process and its pipes."""
+class Child:
+    """A process and its pipes.
 
-    def __init__(self) -> None:
+    Args:
+        command: by default :mod:`samespace.sdk.isolation_child` in this Python.
+        session: give it a session of its own, so that what it starts ends with it. Without, it ends with this process's
+            session; then it must start nothing itself.
+    """
+
+    def __init__(self, command: Sequence[str] | None = None, *, session: bool = True) -> None:
+        self._own_session = session
         self._folder = tempfile.TemporaryDirectory(prefix="samespace-isolated-", ignore_cleanup_errors=True)
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - a file, since a pipe that nobody reads would block the child
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
@@ -193,13 +203,13 @@ class _Child:
             "OPENBLAS_NUM_THREADS": "1",
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "samespace.sdk.isolation_child"],
+            command or [sys.executable, "-P", "-m", "samespace.sdk.isolation_child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             cwd=self._folder.name,
             env=environment,
-            start_new_session=True,
+            start_new_session=session,
         )
         self.to_child = cast(BinaryIO, self._process.stdin)
         self.from_child = cast(BinaryIO, self._process.stdout)
@@ -233,7 +243,7 @@ class _Child:
     def kill(self) -> None:
         """End the process with all that it started, and remove its folder."""
         with contextlib.suppress(OSError):
-            if os.name == "posix":
+            if os.name == "posix" and self._own_session:
                 os.killpg(self._process.pid, signal.SIGKILL)
             else:
                 self._process.kill()

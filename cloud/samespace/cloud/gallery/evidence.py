@@ -44,7 +44,7 @@ class Evidence:
         manifest: of the bundle.
         signer: key id, or None for an unsigned bundle that the operator allowed.
         own: ``(n, d)`` the model's own embeddings of the probes; cloud: ``(n, d)`` the founder's.
-        mistakes: name -> ``(n, d)`` what a known mistake would give.
+        mistakes: name -> ``(m, d)`` what a known mistake would give for the first m <= n probes.
         measured: what the bundle was gated with when it was exported, as it says.
     """
 
@@ -61,7 +61,11 @@ class Evidence:
             raise BundleError(f"{_REFERENCE}: 'model' has {len(self.own)} rows, 'cloud' has {len(self.cloud)}; export again")
         mistakes = _tensors(files, _MISTAKES) if _MISTAKES in files else {}
         self.mistakes = {
-            name: rows for name, rows in mistakes.items() if rows.shape == self.own.shape and np.isfinite(rows).all()
+            name: rows
+            for name, rows in mistakes.items()
+            # Of the first probes, perhaps; pairs ("a+b") are for a diagnosis that has more than one number.
+            if "+" not in name and rows.ndim == 2 and 0 < len(rows) <= len(self.own) and rows.shape[1] == self.own.shape[1]
+            if np.isfinite(rows).all()
         }
         self.measured = _ledger(files.get(_LEDGER, b"[]"))
 
@@ -112,7 +116,10 @@ def measured_record(evidence: Evidence) -> CompatibilityRecord:
         "n": len(cosines),
         "cosine": {**_summary(cosines), "p1": float(np.percentile(cosines, 1)), "min": float(cosines.min())},
         "separation": {"value": separation.value, "low": separation.low, "high": separation.high, "bar": MIN_SEPARATION},
-        "mistakes": {name: _summary(_paired_cosines(rows, evidence.cloud)) for name, rows in sorted(evidence.mistakes.items())},
+        "mistakes": {
+            name: _summary(_paired_cosines(rows, evidence.cloud[: len(rows)]))
+            for name, rows in sorted(evidence.mistakes.items())
+        },
         "evidence": evidence.measured,
     }
     manifest = evidence.manifest

@@ -15,7 +15,7 @@ from samespace.cloud.gallery.evidence import MIN_SEPARATION, own_separation
 __all__ = ["HandshakePolicy", "Judgement", "judge_by_record", "judge_same_model"]
 
 #: Gate for the cosine to the model's own embedding, where the bundle states none.
-_DEFAULT_GATES = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.95}
+_DEFAULT_GATES = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.95, "int8-dynamic": 0.95, "palette6": 0.95, "palette4": 0.9}
 #: A separation may lie so many standard errors below the bar: few pictures say little.
 _SEPARATION_DEVIATIONS = 2.0
 #: A known mistake explains a mean cosine that is this near to its own.

@@ -9,12 +9,17 @@ import numpy as np
 import numpy.typing as npt
 
 from samespace.sdk.bundle import Bundle
+from samespace.sdk.check.app import APP, AppDevice
+from samespace.sdk.check.cases import worst_cases
 from samespace.sdk.check.galleries import GallerySample
+from samespace.sdk.check.gate import Gate
+from samespace.sdk.check.hard import hard_queries
 from samespace.sdk.check.report import (
     CompatibilityReport,
     EmbeddingLayer,
     RetrievalLayer,
     Settings,
+    Suspect,
     TensorLayer,
     WorstCase,
 )
@@ -54,8 +59,8 @@ def measure(
         settings: seeds and sizes.
 
     Returns:
-        The numbers. An artifact that does not run, or gives what is no embedding, gives a report with ``refused`` and without
-        the embedding and retrieval layers.
+        The numbers, and what would explain them where the default gate does not pass. An artifact that does not run, or gives
+        what is no embedding, gives a report with ``refused`` and without the embedding and retrieval layers.
 
     Raises:
         BundleError: the bundle has no usable probes.
@@ -76,7 +81,10 @@ def measure(
     options = RuntimeOptions(threads=settings.threads, batch_size=settings.batch_size)
     run = device.embed(bundle, spec.path, runtime, probes.images, options)
     embeddings, refused = _usable(run, probes.reference.shape, f"{spec.path} in {runtime}")
-    return CompatibilityReport(
+    tensor = None if run.tensors is None else _tensor_layer(run.tensors, probes.golden, settings)
+    embedding = None if embeddings is None else _embedding_layer(embeddings, probes, settings)
+    retrieval = None if embeddings is None else _retrieval_layer(embeddings, probes, gallery, bundle, settings)
+    report = CompatibilityReport(
         created=utc_now(),
         samespace=version("samespace"),
         bundle=str(bundle.path),
@@ -96,10 +104,14 @@ def measure(
         gates=bundle.manifest.gates.get(spec.precision, {}),
         reproduce=_command(bundle, spec.name, runtime, device, gallery, settings),
         refused=refused,
-        tensor=_tensor_layer(run.tensors, probes.golden, settings),
-        embedding=None if embeddings is None else _embedding_layer(embeddings, probes, settings),
-        retrieval=None if embeddings is None else _retrieval_layer(embeddings, probes, gallery, settings),
+        tensor=tensor,
+        embedding=embedding,
+        retrieval=retrieval,
+        cases=worst_cases(run.tensors, embeddings, (tensor, embedding, retrieval), probes, gallery, settings),
     )
+    if Gate.of(report).judge(report).outcome == "pass":
+        return report
+    return report.model_copy(update={"diagnosis": _diagnosed(bundle, spec.path, run, probes)})
 
 
 def _only(bundle: Bundle) -> str:
@@ -121,13 +133,26 @@ def _usable(run: DeviceRun, shape: tuple[int, ...], made_by: str) -> tuple[npt.N
         return None, str(error)
 
 
-def _tensor_layer(tensors: npt.NDArray[np.uint8], golden: npt.NDArray[np.uint8], settings: Settings) -> TensorLayer:
-    if tensors.shape != golden.shape or tensors.dtype != np.uint8:
+def _diagnosed(bundle: Bundle, artifact: str, run: DeviceRun, probes: ProbeSet) -> tuple[Suspect, ...] | None:
+    """None where there is nothing that could be compared."""
+    if run.embeddings is None or run.embeddings.shape != probes.reference.shape:
+        return None
+    # Only what failed pays for it: it embeds the probes once more.
+    from samespace.sdk.check.diagnosis import diagnose
+
+    tensors = None if run.tensors is None or run.tensors.dtype != np.uint8 else run.tensors.astype(np.uint8)
+    causes = diagnose(bundle, artifact, run.embeddings, tensors).causes
+    return tuple(Suspect(name=cause.name, summary=cause.summary, mend=cause.mend, fit=cause.fit) for cause in causes)
+
+
+def _tensor_layer(tensors: npt.NDArray[np.generic], golden: npt.NDArray[np.uint8], settings: Settings) -> TensorLayer:
+    if tensors.shape != golden.shape:
         # Nothing can be compared value by value: every image is as wrong as can be.
         difference = np.full(len(golden), 255)
     else:
-        wide = np.abs(tensors.astype(np.int16) - golden.astype(np.int16))
-        difference = wide.reshape(len(golden), -1).max(axis=1)
+        # An app may show the floats that it feeds. Less than a level is a difference, too, and NaN is the largest.
+        wide = np.abs(tensors.astype(np.float32) - golden)
+        difference = np.nan_to_num(np.ceil(wide), nan=255).clip(0, 255).reshape(len(golden), -1).max(axis=1).astype(np.int64)
     return TensorLayer(
         n=len(golden),
         exact=int((difference == 0).sum()),
@@ -159,11 +184,19 @@ def _embedding_layer(embeddings: npt.NDArray[np.float32], probes: ProbeSet, sett
 
 
 def _retrieval_layer(
-    embeddings: npt.NDArray[np.float32], probes: ProbeSet, gallery: GallerySample | ServiceGallery, settings: Settings
+    embeddings: npt.NDArray[np.float32],
+    probes: ProbeSet,
+    gallery: GallerySample | ServiceGallery,
+    bundle: Bundle,
+    settings: Settings,
 ) -> RetrievalLayer:
     if isinstance(gallery, ServiceGallery):
-        return gallery.measure(embeddings, probes, settings)
-    return measure_retrieval(embeddings, probes, gallery, settings)
+        layer = gallery.measure(embeddings, probes, settings)
+        # A service shows its nearest items only: how hard a query is, the bundle's own sample tells.
+        sample = GallerySample.from_probes(probes, bundle.manifest).comparable(bundle.manifest)
+    else:
+        layer, sample = measure_retrieval(embeddings, probes, gallery, settings), gallery
+    return layer.model_copy(update={"hard": hard_queries(layer, probes, sample, settings)})
 
 
 def _nearest_item(queries: npt.NDArray[np.float32], gallery: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
@@ -174,8 +207,14 @@ def _nearest_item(queries: npt.NDArray[np.float32], gallery: npt.NDArray[np.floa
 def _command(
     bundle: Bundle, artifact: str, runtime: str, device: Device, gallery: GallerySample | ServiceGallery, settings: Settings
 ) -> str:
-    words = ["samespace", "check", str(bundle.path), "--artifact", artifact, "--runtime", runtime]
-    if device.name != "host":
+    words = ["samespace", "check", str(bundle.path), "--artifact", artifact]
+    if isinstance(device, AppDevice):
+        if not device.words:
+            return ""  # it came from no file
+        words += device.words
+    else:
+        words += ["--runtime", runtime]
+    if device.name not in ("host", APP):
         words += ["--device", device.name]
     if gallery.location:
         words += ["--gallery", gallery.location]

@@ -6,7 +6,7 @@ A report holds no verdict. The values of each probe are kept, so that another ga
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,18 +19,30 @@ from samespace.sdk.metrics import Estimate
 
 __all__ = [
     "REPORT_VERSION",
+    "Case",
     "Comparison",
     "CompatibilityReport",
     "EmbeddingLayer",
+    "Found",
+    "HardQueries",
     "Hits",
     "RetrievalLayer",
     "Settings",
+    "Suspect",
     "TensorLayer",
     "Verification",
     "WorstCase",
 ]
 
-REPORT_VERSION = 1
+#: Version of reports that this samespace writes; it reads this one and all older ones. Version 2 added the hardest queries, the
+#: cases with pictures and the diagnosis, and lets the tensor layer be absent.
+REPORT_VERSION = 2
+
+
+#: An image as a data URI; nothing else may get into a page from a report that somebody else wrote.
+Picture = Annotated[str, Field(pattern=r"^data:image/(png|jpeg);base64,[A-Za-z0-9+/]*={0,2}$")]
+
+PictureKind = Literal["golden", "device", "difference"]
 
 
 class _Part(BaseModel):
@@ -48,6 +60,7 @@ class Settings(_Part):
     recall_k: tuple[int, ...] = (1, 5)
     far: float = Field(default=1e-3, gt=0, lt=1, description="false accept rate whose threshold is transferred")
     worst_cases: int = Field(default=5, ge=1, description="how many are listed")
+    hard_share: float = Field(default=0.25, gt=0, le=1, description="share of the queries that are the hardest")
     threads: int = Field(default=0, ge=0, description="0: the runtime chooses")
     batch_size: int = Field(default=32, ge=1)
 
@@ -113,6 +126,19 @@ class Hits(_Part):
     cloud: tuple[bool, ...]
 
 
+class HardQueries(_Part):
+    """The queries that the reference decides most narrowly: near neighbours, which a small error swaps."""
+
+    by: Literal["labels", "ranks"] = Field(
+        description="margin of a query in the reference's scores: nearest right against nearest wrong item, either way round; "
+        "without labels, rank 1 against rank 2"
+    )
+    margin: float = Field(ge=0, description="largest margin among these queries")
+    probe: tuple[int, ...] = Field(description="index of the probe image of each, narrowest first")
+    overlap: Estimate = Field(description="as in the layer, of these queries")
+    recall: Comparison | None = Field(default=None, description="recall@1 of these queries; None without labels")
+
+
 class RetrievalLayer(_Part):
     """Device query against cloud gallery. Without labels: overlap only, and the rest stays empty."""
 
@@ -134,12 +160,45 @@ class RetrievalLayer(_Part):
     negative_flips: Estimate | None = Field(default=None, description="rank 1 right by the reference, wrong on the device")
     relative_negative_flips: float | None = Field(default=None, description="PCT eq. 11")
     hits: Hits | None = None
+    hard: HardQueries | None = Field(default=None, description="None in reports of version 1")
+
+
+class Found(_Part):
+    """One gallery item that a query found."""
+
+    item: str = Field(description="id, or row of the gallery")
+    label: str | None
+    score: float
+
+
+class Case(_Part):
+    """A probe image that is worth a look: what went in, and what was found."""
+
+    probe: int = Field(ge=0)
+    why: tuple[str, ...] = Field(description="what is notable about it")
+    label: str | None
+    cosine: float | None
+    overlap: float | None
+    reference: tuple[Found, ...] = Field(default=(), description="nearest items by the reference, best first")
+    device: tuple[Found, ...] = Field(default=(), description="nearest items by the device, best first")
+    pictures: dict[PictureKind, Picture] = Field(
+        default_factory=dict, description="small; device and difference only where its tensor is not the golden one"
+    )
+
+
+class Suspect(_Part):
+    """A cause that would explain what was measured."""
+
+    name: str
+    summary: str
+    mend: str
+    fit: float = Field(description="how much of the deviation it explains, at most 1")
 
 
 class CompatibilityReport(_Part):
     """All that was measured of one artifact in one runtime on one device, and how to measure it again."""
 
-    format_version: Literal[1] = REPORT_VERSION
+    format_version: int = Field(default=REPORT_VERSION, ge=1, le=REPORT_VERSION)
     created: str = Field(description="ISO 8601, UTC")
     samespace: str = Field(description="version")
     bundle: str
@@ -157,11 +216,15 @@ class CompatibilityReport(_Part):
     host: dict[str, str]
     settings: Settings
     gates: dict[str, float] = Field(description="limits that the bundle asks for at this precision")
-    reproduce: str = Field(description="the command")
+    reproduce: str = Field(description="the command; empty when there is none")
     refused: str = Field(description="why there are no usable embeddings; empty when there are")
-    tensor: TensorLayer
+    tensor: TensorLayer | None = Field(description="None when the device does not show its tensors")
     embedding: EmbeddingLayer | None
     retrieval: RetrievalLayer | None
+    cases: tuple[Case, ...] = ()
+    diagnosis: tuple[Suspect, ...] | None = Field(
+        default=None, description="best first; empty: nothing is wrong; None: not asked, since the default gate passed"
+    )
 
     @property
     def title(self) -> str:

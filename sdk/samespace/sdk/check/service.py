@@ -27,6 +27,8 @@ class _Hit(Protocol):
     @property
     def item_id(self) -> str: ...
     @property
+    def score(self) -> float: ...
+    @property
     def metadata(self) -> dict[str, str | int | float | bool | None]: ...
 
 
@@ -105,6 +107,16 @@ class ServiceGallery:
             return common
         ranks = [_ranks(side, probes.probe_labels) for side in found]
         return common.model_copy(update=_labelled(ranks, [k for k in settings.recall_k if k <= count], settings))
+
+    def nearest(self, queries: npt.NDArray[np.float32], k: int) -> list[list[tuple[str, str | None, float]]]:
+        """``(item id, label, cosine)`` of the k nearest items to each of ``(n, d)`` queries."""
+        found = self._client.search_batch(list(queries), k, exact=True)
+        return [[(hit.item_id, _label(hit), hit.score) for hit in hits] for hits in found]
+
+
+def _label(hit: _Hit) -> str | None:
+    label = hit.metadata.get("label")
+    return None if label is None else str(label)
 
 
 def _labelled(ranks: list[npt.NDArray[np.float64]], recall_k: list[int], settings: Settings) -> dict[str, object]:

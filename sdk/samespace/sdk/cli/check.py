@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,15 +14,11 @@ from samespace.sdk.errors import ConfigError
 
 if TYPE_CHECKING:
     from samespace.sdk.bundle import Bundle
-    from samespace.sdk.check import CompatibilityReport, GallerySample, ServiceGallery, Settings, Verdict
-    from samespace.sdk.devices import Device
+    from samespace.sdk.check import CompatibilityReport, GallerySample, ServiceGallery, Settings
 
 __all__ = ["app"]
 
 app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
-
-#: Of the file that --json writes and --report reads.
-_FILE_VERSION = 1
 
 
 @app.command(
@@ -45,17 +40,49 @@ def check(
             help="Gallery: .npz with embeddings (labels, model_id), or a service's URL. Default: the bundle's.",
         ),
     ] = None,
+    embeddings: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Judge what an app computed for the probe images: .json, .csv or .npz. Runs nothing."
+        ),
+    ] = None,
+    tensors: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --embeddings: what the app fed to the model: .bin, .npz or .npy."),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write reports and verdicts as JSON; - for stdout.")
     ] = None,
+    html_file: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write them as one page with the worst cases as pictures.")
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Judge reports that --json saved again, without measuring.")
+    ] = None,
+    worst_cosine: Annotated[
+        float | None,
+        typer.Option(min=-1, max=1, help="Lowest worst-1 % cosine. Default: by precision.", show_default=False),
+    ] = None,
+    overlap: Annotated[
+        float | None,
+        typer.Option(min=0, max=100, help="Lowest % of the neighbours kept. Default: by precision.", show_default=False),
     ] = None,
     margin: Annotated[
         float | None,
         typer.Option(min=0, max=100, help="How many points R@1 may fall. Default: by precision.", show_default=False),
     ] = None,
-    device: Annotated[str, typer.Option(help="Device to check on.")] = "host",
+    hard_overlap: Annotated[
+        float | None,
+        typer.Option(min=0, max=100, help="--overlap of the hardest queries. Default: twice the loss.", show_default=False),
+    ] = None,
+    hard_margin: Annotated[
+        float | None,
+        typer.Option(min=0, max=100, help="--margin of the hardest queries. Default: four times.", show_default=False),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Device to check on; with --embeddings what to call the phone.", show_default="host, or app"),
+    ] = None,
     allow_unsigned: Annotated[
         bool,
         typer.Option(
@@ -72,16 +99,53 @@ def check(
     """
     if (bundle is None) == (report is None):
         raise typer.BadParameter("give a bundle to measure, or --report FILE to judge again", param_hint="BUNDLE")
+    if embeddings is None and tensors is not None:
+        raise typer.BadParameter("needs --embeddings FILE: what the app made of these tensors", param_hint="--tensors")
+    if embeddings is not None and (bundle is None or runtime):
+        raise typer.BadParameter("judges an app: give its BUNDLE, and no --runtime", param_hint="--embeddings")
     from samespace.sdk.check import Settings
+    from samespace.sdk.cli.check_files import finish, saved
 
+    settings = Settings(seed=seed, threads=threads)
     if report is not None:
-        reports = _saved(report)
+        reports = saved(report)
+    elif embeddings is not None:
+        assert bundle is not None
+        reports = _from_app(bundle, artifact or [], embeddings, tensors, gallery, device, allow_unsigned, settings)
     else:
         assert bundle is not None
-        reports = _measured(
-            bundle, runtime or [], artifact or [], gallery, device, allow_unsigned, Settings(seed=seed, threads=threads)
-        )
-    _finish(reports, margin, json_file)
+        reports = _measured(bundle, runtime or [], artifact or [], gallery, device or "host", allow_unsigned, settings)
+    limits = {
+        "worst_cosine": worst_cosine,
+        "overlap": overlap and overlap / 100,
+        "recall_margin": margin and margin / 100,
+        "hard_overlap": hard_overlap and hard_overlap / 100,
+        "hard_margin": hard_margin and hard_margin / 100,
+    }
+    finish(reports, {name: limit for name, limit in limits.items() if limit is not None}, json_file, html_file)
+
+
+def _from_app(
+    path: Path,
+    artifacts: list[str],
+    embeddings: Path,
+    tensors: Path | None,
+    gallery: str | None,
+    name: str | None,
+    allow_unsigned: bool,
+    settings: Settings,
+) -> list[CompatibilityReport]:
+    from samespace.sdk.bundle import Bundle
+    from samespace.sdk.check import AppDevice, measure
+
+    opened = Bundle.open(path, allow_unsigned=allow_unsigned)
+    if len(artifacts) != 1 and (artifacts or len(opened.artifacts) != 1):
+        there = ", ".join(spec.name for spec in opened.artifacts) or "none"
+        raise ConfigError(f"{path}: say with --artifact which one the app runs; there is: {there}")
+    spec = opened.artifact(artifacts[0]).spec if artifacts else opened.artifacts[0]
+    app = AppDevice.from_files(opened, embeddings, tensors, name or "app")
+    with _searched(gallery, _read_gallery(gallery), opened, spec.path, None) as searched:
+        return [measure(opened, spec.path, device=app, gallery=searched, settings=settings)]
 
 
 def _measured(
@@ -95,6 +159,7 @@ def _measured(
 ) -> list[CompatibilityReport]:
     from samespace.sdk.bundle import Bundle
     from samespace.sdk.check import measure
+    from samespace.sdk.check.jobs import choose_jobs
     from samespace.sdk.cli.progress import progress
     from samespace.sdk.devices import open_device
     from samespace.sdk.probes import ProbeSet
@@ -102,7 +167,9 @@ def _measured(
     device = open_device(device_name)
     opened = Bundle.open(path, allow_unsigned=allow_unsigned)
     probes = ProbeSet.from_bundle(opened)
-    jobs = _jobs(opened, device, runtimes, artifacts)
+    jobs, unchecked = choose_jobs(opened, device, runtimes, artifacts)
+    for name, why in unchecked:
+        print(f"not checked: {name}, {why}", file=sys.stderr)
     sample = _read_gallery(gallery)
     reports = []
     with progress("Checking", total=len(jobs)) as bar:
@@ -113,35 +180,6 @@ def _measured(
                 )
             bar.advance(1, reports[-1].title)
     return reports
-
-
-def _jobs(bundle: Bundle, device: Device, runtimes: list[str], artifacts: list[str]) -> list[tuple[str, str]]:
-    """(artifact path, runtime) of each check; what the user named and cannot be checked is an error, else it is said."""
-    from samespace.sdk.runtimes.registry import runtime_class, runtimes_for, why_unavailable
-
-    for name in runtimes:
-        kind = runtime_class(name)
-        if name not in device.runtimes(kind.format):
-            raise ConfigError(
-                f"runtime {name!r} does not work on device {device.name!r}: {why_unavailable(name) or 'it is not there'}"
-            )
-    specs = [bundle.artifact(name).spec for name in artifacts] if artifacts else list(bundle.artifacts)
-    jobs: list[tuple[str, str]] = []
-    for spec in specs:
-        fitting = [name for name in device.runtimes(spec.format) if not runtimes or name in runtimes]
-        jobs += [(spec.path, name) for name in fitting]
-        if not fitting and not runtimes:
-            reasons = "; ".join(f"{name}: {why_unavailable(name)}" for name in runtimes_for(spec.format, installed_only=False))
-            if artifacts:
-                raise ConfigError(f"nothing on device {device.name!r} runs {spec.name}: {reasons}")
-            print(f"not checked: {spec.name}, no runtime on device {device.name!r} ({reasons})", file=sys.stderr)
-    if not jobs:
-        have = ", ".join(spec.name for spec in specs) or "no artifact"
-        raise ConfigError(
-            f"{bundle.path}: nothing to check: no runtime of {runtimes or 'this device'} runs {have}; install one, "
-            "or choose others with --runtime and --artifact"
-        )
-    return jobs
 
 
 def _is_url(gallery: str | None) -> bool:
@@ -156,7 +194,7 @@ def _read_gallery(gallery: str | None) -> GallerySample | None:
 
 @contextmanager
 def _searched(
-    gallery: str | None, sample: GallerySample | None, bundle: Bundle, artifact: str, runtime: str
+    gallery: str | None, sample: GallerySample | None, bundle: Bundle, artifact: str, runtime: str | None
 ) -> Iterator[GallerySample | ServiceGallery | None]:
     """The gallery for one check: a service must first admit the artifact under check."""
     if gallery is None or not _is_url(gallery):
@@ -168,59 +206,3 @@ def _searched(
 
     with Embedder.open(bundle, runtime, artifact) as embedder, GalleryClient(gallery, embedder, bundle=bundle) as client:
         yield ServiceGallery.admitted(client)
-
-
-def _saved(path: Path) -> list[CompatibilityReport]:
-    from samespace.sdk.check import CompatibilityReport
-
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; write one with samespace check BUNDLE --json {path}") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not JSON that can be read ({error})") from None
-    checks = content.get("checks") if isinstance(content, dict) else None
-    entries = [entry.get("report") for entry in checks if isinstance(entry, dict)] if isinstance(checks, list) else [content]
-    if not entries:
-        raise ConfigError(f"{path}: holds no report; write one with samespace check BUNDLE --json {path}")
-    return [CompatibilityReport.parse(json.dumps(entry), str(path)) for entry in entries]
-
-
-def _finish(reports: list[CompatibilityReport], margin: float | None, json_file: Path | None) -> None:
-    """Judge, print, write, and exit with the worst outcome."""
-    from rich.console import Console
-
-    from samespace.sdk.check import EXIT_CODES, Gate, worst_outcome
-    from samespace.sdk.check.render import plain, table
-    from samespace.sdk.files import atomic_write
-
-    verdicts: list[Verdict] = []
-    for report in reports:
-        gate = Gate.of(report)
-        verdicts.append((gate if margin is None else gate.replaced(recall_margin=margin / 100)).judge(report))
-    outcome = worst_outcome([verdict.outcome for verdict in verdicts])
-    to_stdout = json_file is not None and str(json_file) == "-"
-    if json_file is not None:
-        content: dict[str, Any] = {
-            "format_version": _FILE_VERSION,
-            "outcome": outcome,
-            "checks": [
-                {"report": report.model_dump(mode="json"), "verdict": verdict.model_dump(mode="json")}
-                for report, verdict in zip(reports, verdicts, strict=True)
-            ],
-        }
-        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-        if to_stdout:
-            print(text, end="")
-        else:
-            atomic_write(json_file, text)
-    if not to_stdout:
-        console = Console(highlight=False)
-        for report, verdict in zip(reports, verdicts, strict=True):
-            if console.is_terminal:
-                console.print(table(report, verdict))
-            else:
-                print(plain(report, verdict) + "\n")
-        passed = sum(verdict.outcome == "pass" for verdict in verdicts)
-        print(f"{outcome.upper()}: {passed} of {len(verdicts)} checks passed")
-    raise typer.Exit(EXIT_CODES[outcome])

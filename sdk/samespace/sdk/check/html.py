@@ -1,0 +1,236 @@
+"""Reports and verdicts as one page: no script, no font, no picture from elsewhere; it opens from a disk and travels by mail.
+
+All text goes through :func:`html.escape`, and pictures are data URIs that the report has checked: it may come from a stranger.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+from string import Template
+
+from samespace.sdk.check.gate import Gate, Outcome, Verdict, worst_outcome
+from samespace.sdk.check.render import HEADINGS, foot, rows, title
+from samespace.sdk.check.report import Case, CompatibilityReport, Found
+
+__all__ = ["page"]
+
+_SAID: dict[Outcome, str] = {"pass": "passed", "fail": "failed", "inconclusive": "inconclusive"}
+
+#: Of the plot, in pixels, and the cosine distance at its lower edge: below, float32 itself ends.
+_WIDTH, _HEIGHT, _LOWEST = 640, 150, 1e-7
+
+_PAGE = Template("""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>$title</title>
+<style>
+  :root { color-scheme: light dark; --ground: #fff; --ink: #1b1f24; --soft: #59636e; --line: #d6dbe1; --panel: #f5f7f9;
+    --pass: #1a7f37; --fail: #c62828; --inconclusive: #9a6700; }
+  @media (prefers-color-scheme: dark) { :root { --ground: #111418; --ink: #e6e9ec; --soft: #9aa4ae; --line: #333a42;
+    --panel: #1a1f25; --pass: #4ac26b; --fail: #ff7b72; --inconclusive: #d6a02a; } }
+  * { box-sizing: border-box; }
+  body { background: var(--ground); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto;
+    max-width: 72rem; padding: 0 1.25rem; }
+  h1 { font-size: 1.6rem; margin: 0 0 .3rem; } h2 { font-size: 1.2rem; margin: 0; }
+  h3 { font-size: 1rem; margin: 1.6rem 0 .5rem; }
+  .pass { color: var(--pass); } .fail { color: var(--fail); } .inconclusive { color: var(--inconclusive); }
+  .soft { color: var(--soft); } .scroll { overflow-x: auto; } code { font-size: .88em; overflow-wrap: anywhere; }
+  table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; width: 100%; }
+  th, td { border-bottom: 1px solid var(--line); padding: .3rem .6rem .3rem 0; text-align: left; vertical-align: top; }
+  td.number { white-space: nowrap; } tr.first td { border-top: 2px solid var(--line); }
+  section { border: 1px solid var(--line); border-left: 5px solid; border-radius: 8px; margin: 1.5rem 0;
+    padding: 1rem 1.25rem; }
+  section.pass { border-left-color: var(--pass); } section.fail { border-left-color: var(--fail); }
+  section.inconclusive { border-left-color: var(--inconclusive); } section > * { color: var(--ink); }
+  .outcome { font-weight: 650; text-transform: uppercase; font-size: .8rem; letter-spacing: .03em; white-space: nowrap; }
+  .box { background: var(--panel); border-radius: 6px; margin: .5rem 0; padding: .7rem 1rem; } .box p { margin: .15rem 0; }
+  .cases { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); }
+  figure { background: var(--panel); border-radius: 6px; margin: 0; padding: .8rem; }
+  figure .pictures { display: flex; gap: .6rem; } figure .pictures div { font-size: .75rem; color: var(--soft); }
+  figure img { background: #888; border-radius: 4px; display: block; height: 96px; image-rendering: pixelated; width: 96px;
+    object-fit: contain; }
+  figcaption { margin-top: .5rem; font-size: .85rem; } figure table { font-size: .8rem; margin-top: .4rem; }
+  svg { display: block; max-width: 100%; height: auto; } svg text { fill: var(--soft); font: 11px system-ui, sans-serif; }
+  footer { color: var(--soft); font-size: .82rem; margin-top: 2rem; }
+</style>
+<h1>$heading</h1>
+<p class="soft">$about</p>
+$overview
+$checks
+<footer>Written by samespace $version. The numbers behind it are what <code>--json</code> writes.</footer>
+""")
+
+
+def page(checks: Sequence[tuple[CompatibilityReport, Verdict]], gates: Sequence[Gate] | None = None) -> str:
+    """The page of some checks, at least one.
+
+    Args:
+        checks: reports with their verdicts.
+        gates: that judged them, for the limit in the plots; by default each report's own.
+    """
+    reports = [report for report, _ in checks]
+    outcome = worst_outcome([verdict.outcome for _, verdict in checks])
+    passed = sum(verdict.outcome == "pass" for _, verdict in checks)
+    models = ", ".join(dict.fromkeys(report.model for report in reports))
+    limits = gates or [Gate.of(report) for report in reports]
+    return _PAGE.substitute(
+        title=escape(f"{outcome}: {models}"),
+        heading=f'{escape(models)}: <span class="{outcome}">{_SAID[outcome]}</span>',
+        about=escape(f"{passed} of {len(checks)} checks passed. Bundle {', '.join(dict.fromkeys(r.bundle for r in reports))}"),
+        overview=_overview(checks),
+        checks="\n".join(
+            _check(at, report, verdict, gate) for at, ((report, verdict), gate) in enumerate(zip(checks, limits, strict=True))
+        ),
+        version=escape(reports[0].samespace),
+    )
+
+
+def _overview(checks: Sequence[tuple[CompatibilityReport, Verdict]]) -> str:
+    lines = []
+    for at, (report, verdict) in enumerate(checks):
+        embedding, retrieval = report.embedding, report.retrieval
+        recall = None if retrieval is None else retrieval.recall.get(1)
+        cells = [
+            f'<a href="#check-{at}">{escape(report.title)}</a>',
+            _outcome(verdict.outcome),
+            "-" if report.tensor is None else f"{report.tensor.exact} of {report.tensor.n}",
+            "-" if embedding is None else f"{embedding.worst_cosine:.6f}",
+            "-" if retrieval is None else escape(retrieval.overlap.text()),
+            "-" if retrieval is None or retrieval.hard is None else escape(retrieval.hard.overlap.text()),
+            "-" if recall is None else escape(recall.difference.text()),
+            escape(", ".join(suspect.name for suspect in (report.diagnosis or ())[:3])) or "-",
+        ]
+        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    heads = (
+        "check",
+        "outcome",
+        "exact tensors",
+        "worst-1 % cosine",
+        "neighbours kept %",
+        "of the hardest %",
+        "R@1 less the reference's",
+        "diagnosis",
+    )
+    return _table(heads, lines)
+
+
+def _check(at: int, report: CompatibilityReport, verdict: Verdict, gate: Gate) -> str:
+    heading, *about = title(report)
+    findings = "".join(
+        f"<tr><td>{_outcome(finding.outcome)}</td><td>{escape(finding.check)}</td><td>{escape(finding.message)}</td></tr>"
+        for finding in verdict.findings
+    )
+    parts = [
+        f"<h2>{escape(heading)}: {_outcome(verdict.outcome)}</h2>",
+        *(f'<div class="soft"><small>{escape(line)}</small></div>' for line in about),
+        _diagnosis(report),
+        "<h3>What was judged</h3>",
+        f'<div class="scroll"><table>{findings}</table></div>',
+        "<h3>The three layers</h3>",
+        _layers(report),
+        _plot(report, gate),
+        _cases(report.cases),
+        *(f'<div class="soft"><small>{escape(line)}</small></div>' for line in foot(report)[:1]),
+        f'<div class="soft"><small>again with: <code>{escape(report.reproduce)}</code></small></div>'
+        if report.reproduce
+        else "",
+    ]
+    return f'<section class="{verdict.outcome}" id="check-{at}">' + "\n".join(filter(None, parts)) + "</section>"
+
+
+def _diagnosis(report: CompatibilityReport) -> str:
+    if report.diagnosis is None:
+        return ""
+    if not report.diagnosis:
+        return '<h3>Diagnosis</h3><div class="box"><p>No mistake is seen.</p></div>'
+    causes = "".join(
+        f'<div class="box"><p><b>{escape(cause.name)}</b> <span class="soft">fit {cause.fit:.2f}</span></p>'
+        f"<p>{escape(cause.summary)}</p><p>{escape(cause.mend)}</p></div>"
+        for cause in report.diagnosis
+    )
+    return f"<h3>Diagnosis</h3>{causes}"
+
+
+def _layers(report: CompatibilityReport) -> str:
+    lines, layer = [], ""
+    for row in rows(report):
+        cells = "".join(f"<td{'' if at in (0, 1, 6) else ' class=number'}>{escape(cell)}</td>" for at, cell in enumerate(row))
+        lines.append(f"<tr{' class=first' if layer and row.layer != layer else ''}>{cells}</tr>")
+        layer = row.layer
+    return _table(HEADINGS, lines)
+
+
+def _plot(report: CompatibilityReport, gate: Gate) -> str:
+    """1 - cosine of each probe image in order, logarithmic, beside the limit."""
+    if report.embedding is None:
+        return ""
+    distances = sorted((1 - value for value in report.embedding.cosine), reverse=True)
+    highest = max(2e-7, distances[0], 1 - gate.worst_cosine) * 1.5
+
+    def height(distance: float) -> float:
+        share = math.log(max(distance, _LOWEST) / _LOWEST) / math.log(highest / _LOWEST)
+        return 10 + (_HEIGHT - 30) * (1 - share)
+
+    step = (_WIDTH - 70) / max(1, len(distances) - 1)
+    points = " ".join(f"{60 + at * step:.1f},{height(value):.1f}" for at, value in enumerate(distances))
+    powers = range(-7, math.floor(math.log10(highest)) + 1)
+    marks = "".join(f'<text x="0" y="{height(10.0**power) + 4:.1f}">1e{power}</text>' for power in powers)
+    limit = height(1 - gate.worst_cosine)
+    return f"""<h3>Cosine distance of each probe image to the reference, worst first</h3>
+<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" role="img" aria-label="cosine distances">{marks}
+<line x1="60" x2="{_WIDTH - 10}" y1="{limit:.1f}" y2="{limit:.1f}" stroke="var(--fail)" stroke-dasharray="5 4"/>
+<text x="{_WIDTH - 10}" y="{limit - 5:.1f}" text-anchor="end">limit {1 - gate.worst_cosine:.2g}</text>
+<polyline points="{points}" fill="none" stroke="currentColor" stroke-width="1.6"/>
+<text x="60" y="{_HEIGHT - 4}">{len(distances)} probe images</text></svg>"""
+
+
+def _cases(cases: Sequence[Case]) -> str:
+    if not cases:
+        return ""
+    return f'<h3>Worst cases</h3><div class="cases">{"".join(_case(case) for case in cases)}</div>'
+
+
+def _case(case: Case) -> str:
+    captions = {"golden": "as it should be", "device": "on the device", "difference": "difference, amplified"}
+    pictures = "".join(
+        f'<div><img alt="probe {case.probe}, {caption}" src="{escape(case.pictures[kind])}">{caption}</div>'
+        for kind, caption in captions.items()
+        if kind in case.pictures
+    )
+    numbers = [f"probe {case.probe}"]
+    numbers += [] if case.label is None else [case.label]
+    numbers += [] if case.cosine is None else [f"cosine {case.cosine:.6f}"]
+    numbers += [] if case.overlap is None else [f"{100 * case.overlap:.0f} % of neighbours kept"]
+    found = ""
+    if case.reference or case.device:
+        lines = [
+            f"<tr><td>{rank}</td>{_found(case, case.reference, rank)}{_found(case, case.device, rank)}</tr>"
+            for rank in range(1, max(len(case.reference), len(case.device)) + 1)
+        ]
+        found = _table(("", "the reference found", "the device found"), lines)
+    why = escape("; ".join(case.why))
+    caption = f"<b>{escape(' · '.join(numbers))}</b><br>{why}"
+    return f'<figure><div class="pictures">{pictures}</div><figcaption>{caption}</figcaption>{found}</figure>'
+
+
+def _found(case: Case, items: Sequence[Found], rank: int) -> str:
+    if rank > len(items):
+        return "<td></td>"
+    item = items[rank - 1]
+    kind = "" if case.label is None or item.label is None else "pass" if item.label == case.label else "fail"
+    mark = {"pass": "✓ ", "fail": "✗ ", "": ""}[kind]
+    text = f"item {item.item}" if item.label is None else item.label
+    return f'<td><span class="{kind}">{mark}{escape(text)}</span> <span class="soft">{item.score:.3f}</span></td>'
+
+
+def _table(heads: Sequence[str], lines: Sequence[str]) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
+    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
+
+
+def _outcome(outcome: Outcome) -> str:
+    return f'<span class="outcome {outcome}">{outcome}</span>'
