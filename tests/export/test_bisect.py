@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import struct
 import tempfile
@@ -272,7 +273,7 @@ def test_what_cannot_be_looked_into_is_refused(made: dict[str, LoadedArtifact], 
     onnx, tflite, coreml = (made[f"{format}-fp32"] for format in ("onnx", "tflite", "coreml"))
     with pytest.raises(ConfigError, match="onnx-fp32 can be compared with another onnx artifact only, not tflite-fp32"):
         first_divergence(onnx, tflite, pictures[:1])
-    with pytest.raises(ConfigError, match="coreml-fp32: .*a reference is needed"):
+    with pytest.raises(ConfigError, match=r"coreml-fp32: .*a reference is needed"):
         first_divergence(coreml, None, pictures[:1])
     other = replace(onnx, spec=onnx.spec.model_copy(update={"format": "executorch"}))
     with pytest.raises(ConfigError, match="cannot be looked at"):
@@ -384,3 +385,25 @@ def test_a_changed_file_is_compared_with_a_fresh_conversion(
     assert (code, "none of its models is that of" in err) == (1, True)
     code, _, err = command(capsys, f"bisect {path} --artifact onnx --run {source.path} --reference onnx")
     assert (code, "exclude each other" in err) == (1, True)
+
+
+def test_the_guide_runs(
+    made: dict[str, LoadedArtifact],
+    source: Run,
+    bundle: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wrong, culprit = planted_onnx(made["onnx-int8"], 0.5, reversed_channels)
+    folder = bundle(made["onnx-fp32"], wrong).parent
+    monkeypatch.chdir(folder)
+    (folder / "runs").mkdir()
+    (folder / "runs" / "emoji").symlink_to(source.path, target_is_directory=True)
+    guide = (Path(__file__).parents[2] / "docs" / "bisect.md").read_text()
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", guide, re.DOTALL) for line in block.splitlines()]
+    answers = [command(capsys, line.removeprefix("samespace ")) for line in lines]
+    # int8 is wrong whatever it is compared with; fp32 is right.
+    assert [(code, culprit in out) for code, out, _ in answers] == [(1, True), (1, True), (0, False)]
+    (program,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    exec(program, {})
+    assert capsys.readouterr().out.startswith(f"Conv {culprit} ")
