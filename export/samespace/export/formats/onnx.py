@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import weakref
 from importlib.metadata import version
 from typing import Any, ClassVar, Literal
 
@@ -19,6 +21,8 @@ from samespace.sdk.manifest import TensorSpec
 __all__ = ["OnnxExporter"]
 
 _OPSET = 18
+#: Graph -> digest of its tensors and its fp32 artifact: tracing takes most of the time, and all precisions begin with it.
+_TRACED: weakref.WeakKeyDictionary[DeviceGraph, tuple[bytes, bytes]] = weakref.WeakKeyDictionary()
 
 
 class OnnxExporter:
@@ -29,7 +33,7 @@ class OnnxExporter:
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "int8")
 
     def convert(self, graph: DeviceGraph, precision: Precision, options: ExportOptions = DEFAULT_OPTIONS) -> Conversion:
-        model = _traced(graph)
+        model = _model(_traced_once(graph))
         recipe = {
             "exporter": "torch.onnx dynamo",
             "opset": model.opset_import[0].version,
@@ -56,6 +60,17 @@ class OnnxExporter:
 
     def quantise(self, fp32: bytes, options: ExportOptions) -> bytes:
         return _bytes(to_int8(_model(fp32), options))
+
+
+def _traced_once(graph: DeviceGraph) -> bytes:
+    """The fp32 artifact of a graph, remembered as long as its tensors stay."""
+    state = hashlib.sha256(repr(graph).encode())
+    for tensor in graph.state_dict().values():
+        state.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    known = _TRACED.get(graph)
+    if known is None or known[0] != state.digest():
+        known = _TRACED[graph] = (state.digest(), _bytes(_traced(graph)))
+    return known[1]
 
 
 def _traced(graph: DeviceGraph) -> Any:
