@@ -69,6 +69,13 @@ def contents(digits: Path) -> dict[str, dict[str, Any]]:
         return {
             "name": "digits",
             "mode": mode,
+            # Terms over the pairs of a batch see a process's own share, so they would differ.
+            "losses": {
+                "cosine_softmax": {},
+                "partner_head": {},
+                "regression": {},
+                **({"csd": {}} if mode == "sequential" else {}),
+            },
             "steps": 10,
             "batch": 16,
             "log_every": 1,

@@ -29,7 +29,7 @@ from samespace.sdk import bundle as bundle_module
 from samespace.sdk.bundle import Bundle, Seal, artifact_id, verify_seal, write_bundle
 from samespace.sdk.errors import BundleError, ConfigError, FormatVersionError, IntegrityError, SignatureError
 from samespace.sdk.identity import ModelRecord, SpaceRecord, canonical_json, digest
-from samespace.sdk.manifest import MAX_BYTES, Artifact, Manifest, TensorSpec, is_plain_path
+from samespace.sdk.manifest import FORMAT_VERSION, MAX_BYTES, Artifact, Manifest, TensorSpec, is_plain_path
 from samespace.sdk.preprocess import Preprocess
 from samespace.sdk.signing import SigningKey, TrustStore
 
@@ -572,12 +572,12 @@ def test_a_huge_manifest_is_refused_unread(world: World, copy: Path) -> None:
 @pytest.mark.parametrize("allow_unsigned", [False, True])
 def test_a_newer_format_says_to_upgrade(world: World, copy: Path, allow_unsigned: bool) -> None:
     # Of the newer format nothing is known but its version.
-    sign(world, copy, json.dumps({"format_version": 2, "files": "somewhere else", "tensors": []}).encode())
+    sign(world, copy, json.dumps({"format_version": FORMAT_VERSION + 1, "files": "somewhere else", "tensors": []}).encode())
     assert_refused(world, copy, (FormatVersionError,), match="upgrade samespace", allow_unsigned=allow_unsigned)
 
 
 def test_a_newer_format_is_believed_only_with_its_signature(world: World, copy: Path) -> None:
-    (copy / "manifest.json").write_bytes(b'{"format_version": 2}')
+    (copy / "manifest.json").write_text(json.dumps({"format_version": FORMAT_VERSION + 1}))
     assert_refused(world, copy, (SignatureError,), match="does not fit manifest.json")
 
 

@@ -145,7 +145,8 @@ print(heard + [name for name in opened if name.startswith("socket:") or sys.argv
 
 def _traces(how: str, home: Path) -> tuple[str, list[Path]]:
     home.mkdir()
-    environment = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
+    # onnxruntime is silent by itself where CI is set, too.
+    environment = {key: value for key, value in os.environ.items() if key not in ("ORT_DISABLE_TELEMETRY", "CI")}
     environment |= {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
     answer = subprocess.run(
         [sys.executable, "-c", _CHILD, how, str(home)], capture_output=True, text=True, check=True, env=environment

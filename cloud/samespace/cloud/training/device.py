@@ -26,8 +26,9 @@ class World:
     """The processes that train together; a single one is a world of size 1.
 
     Under torchrun the gradients are averaged over processes (DistributedDataParallel), each of which gets its share of every
-    batch: apart from batch norm, whose statistics are the share's unless the device can synchronise them (CUDA), the result is
-    that of one process with the whole batch. Buffers (running statistics) are those of the first process. The first process
+    batch. The result is that of one process with the whole batch, apart from two things: batch norm has the share's statistics
+    unless the device can synchronise them (CUDA), and losses over the pairs of a batch see the share's pairs alone. Buffers
+    (running statistics) are those of the first process. The first process
     alone writes files.
     """
 
