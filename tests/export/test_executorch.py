@@ -26,7 +26,7 @@ from samespace.sdk.identity import ModelRecord, digest
 from samespace.sdk.metrics import cosine
 from samespace.sdk.preprocess import Preprocess
 from samespace.sdk.runtimes.base import LoadedArtifact
-from samespace.sdk.runtimes.child import ChildFailed, ChildRefused, OtherPython, PythonChild
+from samespace.sdk.runtimes.child import ChildFailed, ChildRefused, OtherPython, ServingChild
 from samespace.sdk.runtimes.executorch import EXECUTORCH
 from samespace.sdk.runtimes.registry import open_runtime, why_unavailable
 
@@ -60,28 +60,28 @@ runpy.run_path(sys.argv[1])["serve"](answer)
 
 
 @pytest.fixture
-def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PythonChild]:
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServingChild]:
     """A child in this Python."""
     monkeypatch.setenv(HERE.variable, sys.executable)
     script = tmp_path / "child.py"
     script.write_text(CHILD)
-    one = PythonChild(HERE, script)
+    one = ServingChild(HERE.command(script))
     yield one
     one.close()
 
 
-def _gone(one: PythonChild) -> bool:
+def _gone(one: ServingChild) -> bool:
     return one._child._process.poll() is not None
 
 
-def test_a_child_answers_question_after_question(child: PythonChild) -> None:
+def test_a_child_answers_question_after_question(child: ServingChild) -> None:
     for text in ("one", "two"):
         answer, parts = child.ask({"do": "reverse", "text": text}, [b"abc", b"", bytes(100_000)], seconds=60)
         assert (answer["seen"], parts) == (text, [b"cba", b"", bytes(100_000)])
         assert answer["isolated"] == 1, "it sees neither our paths nor the user's packages"
 
 
-def test_a_refusal_is_told_and_the_child_goes_on(child: PythonChild) -> None:
+def test_a_refusal_is_told_and_the_child_goes_on(child: ServingChild) -> None:
     with pytest.raises(ChildRefused, match=r"^cannot  \[31m do this$"):
         child.ask({"do": "refuse"}, seconds=60)
     assert child.ask({"do": "reverse", "text": ""}, [b"ab"], seconds=60)[1] == [b"ba"]
@@ -96,7 +96,7 @@ def test_a_refusal_is_told_and_the_child_goes_on(child: PythonChild) -> None:
     ],
 )
 def test_a_child_that_fails_is_ended(
-    child: PythonChild, question: dict[str, str], seconds: float, most: int, message: str
+    child: ServingChild, question: dict[str, str], seconds: float, most: int, message: str
 ) -> None:
     child.ask({"do": "reverse", "text": ""}, seconds=60)
     began = time.monotonic()
@@ -108,7 +108,7 @@ def test_a_child_that_fails_is_ended(
         child.ask({"do": "reverse", "text": ""}, seconds=60)
 
 
-def test_no_process_is_left_behind(child: PythonChild) -> None:
+def test_no_process_is_left_behind(child: ServingChild) -> None:
     child.ask({"do": "reverse", "text": ""}, seconds=60)
     process = child._child._process
     assert process.poll() is None

@@ -27,7 +27,7 @@ from samespace.sdk.manifest import Manifest
 from samespace.sdk.runtimes import LoadedArtifact, RuntimeOptions, available, open_runtime, runtimes_for, tflite_child
 from samespace.sdk.runtimes.registry import runtime_class, why_unavailable
 from samespace.sdk.runtimes.tflite import TfliteRuntime
-from samespace.sdk.runtimes.tflite_runtime import PYTHON_VARIABLE, OldTfliteRuntime
+from samespace.sdk.runtimes.tflite_runtime import TFLITE, OldTfliteRuntime
 
 BUNDLE = Path(__file__).parents[1] / "corpus" / "bundle-v1" / "phone.samespace"
 RUNTIMES = ("tflite", "tflite_runtime")
@@ -75,7 +75,7 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[str
 
 
 def gone(runtime: OldTfliteRuntime) -> bool:
-    return runtime._child._process.poll() is not None and not Path(runtime._child._folder.name).exists()
+    return runtime._child._child._process.poll() is not None and not Path(runtime._child._child._folder.name).exists()
 
 
 # --- it works ---------------------------------------------------------------------------------------
@@ -118,14 +118,14 @@ def test_an_environment_of_its_own_needs_nothing_of_ours(
     """As under NumPy 2: this process must not be asked for tflite-runtime, and the other has no samespace."""
     python = bare_python(("numpy", "tflite-runtime"))
     assert subprocess.run([python, "-I", "-c", "import samespace"], capture_output=True).returncode == 1
-    monkeypatch.setattr(np, "__version__", "2.1.0")
-    assert why_unavailable("tflite_runtime") is not None
-    monkeypatch.setenv(PYTHON_VARIABLE, str(python))
+    monkeypatch.setattr("samespace.sdk.runtimes.child.version", lambda _: "2.1.0")
+    assert "has NumPy 2.1.0" in (why_unavailable("tflite_runtime") or "")
+    monkeypatch.setenv(TFLITE.variable, str(python))
     assert why_unavailable("tflite_runtime") is None
     assert runtime_class("tflite_runtime").version() == f"tflite-runtime {importlib.metadata.version('tflite-runtime')}"
     with open_runtime(artifact, "tflite_runtime") as runtime:
         np.testing.assert_allclose(runtime.run(images), expected, atol=1e-5)
-        assert os.readlink(f"/proc/{runtime._child._process.pid}/exe") == os.path.realpath(python)  # type: ignore[attr-defined]
+        assert os.readlink(f"/proc/{runtime._child._child._process.pid}/exe") == os.path.realpath(python)  # type: ignore[attr-defined]
 
 
 def test_an_environment_that_cannot_work_is_said_with_the_mend(
@@ -140,10 +140,10 @@ def test_an_environment_that_cannot_work_is_said_with_the_mend(
         (empty, "has no tflite-runtime"),
         (modern, r"has NumPy 2\.1\.0, and tflite-runtime needs NumPy < 2"),
     ):
-        monkeypatch.setenv(PYTHON_VARIABLE, str(python))
+        monkeypatch.setenv(TFLITE.variable, str(python))
         assert runtimes_for("tflite") == ("tflite",)
         with pytest.raises(
-            ConfigError, match=rf"'tflite_runtime'.*{reason}.*tflite-runtime==2\.14\.0 'numpy<2'.*{PYTHON_VARIABLE}"
+            ConfigError, match=rf"'tflite_runtime'.*{reason}.*tflite-runtime==2\.14\.0 'numpy<2'.*{TFLITE.variable}"
         ):
             open_runtime(artifact, "tflite_runtime")
 
@@ -193,11 +193,13 @@ def test_a_batch_that_it_cannot_run_does_not_end_it(artifact: LoadedArtifact, im
 
 def test_a_child_that_dies_is_a_failure_and_stays_one(artifact: LoadedArtifact, images: np.ndarray) -> None:
     with OldTfliteRuntime(artifact) as runtime:
-        runtime._child._process.send_signal(signal.SIGSEGV)
-        with pytest.raises(RuntimeFailure, match=r"crashed on a batch of 2 \(SIGSEGV\); .* try the runtime 'tflite'"):
+        runtime._child._child._process.send_signal(signal.SIGSEGV)
+        with pytest.raises(
+            RuntimeFailure, match=r"failed on a batch of 2: it crashed \(SIGSEGV\); .* try the runtime 'tflite'"
+        ):
             runtime.run(images[:2])
         assert gone(runtime)
-        with pytest.raises(RuntimeFailure, match="open the runtime again"):
+        with pytest.raises(RuntimeFailure, match="has ended; open it again"):
             runtime.run(images[:2])
 
 
@@ -206,8 +208,8 @@ def test_a_child_that_says_nothing_is_ended(
 ) -> None:
     monkeypatch.setattr(OldTfliteRuntime, "run_seconds", 0.3)
     with OldTfliteRuntime(artifact) as runtime:
-        runtime._child._process.send_signal(signal.SIGSTOP)
-        with pytest.raises(RuntimeFailure, match=r"no answer within 0\.3 s on a batch of 1"):
+        runtime._child._child._process.send_signal(signal.SIGSTOP)
+        with pytest.raises(RuntimeFailure, match=r"failed on a batch of 1: no answer within 0\.3 s"):
             runtime.run(images[:1])
         assert gone(runtime)
 
@@ -215,10 +217,10 @@ def test_a_child_that_says_nothing_is_ended(
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (b"", "no JSON object|Expecting value"),
-        (b"7", "no JSON object"),
-        (b'{"ok": true}', "without inputs and outputs"),
-        (b'{"error": "\\u001b[31mred"}', r"refuses it:  \[31mred"),
+        (b"", "not of the protocol|Expecting value"),
+        (b"7", "not of the protocol"),
+        (b'{"bytes": []}', "inputs"),
+        (b'{"error": "\\u001b[31mred", "bytes": []}', r"refuses it:  \[31mred"),
     ],
 )
 def test_a_child_that_babbles_is_a_failure(
@@ -231,7 +233,7 @@ def test_a_child_that_babbles_is_a_failure(
         f"#!/bin/sh\nif [ \"$2\" = -c ]; then echo '{versions}'; else cat '{tmp_path}/answer'; exec cat >&2; fi\n"
     )
     python.chmod(0o755)
-    monkeypatch.setenv(PYTHON_VARIABLE, str(python))
+    monkeypatch.setenv(TFLITE.variable, str(python))
     with pytest.raises(RuntimeFailure, match=said):
         open_runtime(artifact, "tflite_runtime")
 
@@ -241,11 +243,11 @@ def test_a_child_that_babbles_is_a_failure(
 
 def test_it_ends_with_its_runtime(artifact: LoadedArtifact) -> None:
     runtime = OldTfliteRuntime(artifact)
-    child = runtime._child
+    child = runtime._child._child
     runtime.close()
     assert gone(runtime)
     runtime = OldTfliteRuntime(artifact)
-    child = runtime._child
+    child = runtime._child._child
     del runtime
     gc.collect()
     assert child._process.poll() is not None
@@ -264,7 +266,7 @@ from samespace.sdk.runtimes.tflite_runtime import OldTfliteRuntime
 folder = pathlib.Path(sys.argv[1])
 spec = Artifact.model_validate_json((folder / "spec.json").read_text())
 runtime = OldTfliteRuntime(LoadedArtifact(spec, {{"": (folder / "model").read_bytes()}}, {artifact.size}, {artifact.dim}))
-print(runtime._child._process.pid, flush=True)
+print(runtime._child._child._process.pid, flush=True)
 sys.stdin.read()
 """
     with subprocess.Popen(

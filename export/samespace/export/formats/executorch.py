@@ -17,7 +17,7 @@ from samespace.export.graph import DeviceGraph
 from samespace.export.options import DEFAULT_OPTIONS, ExportOptions
 from samespace.sdk.errors import ConfigError, ExportError
 from samespace.sdk.manifest import TensorSpec
-from samespace.sdk.runtimes.child import ChildFailed, ChildRefused, PythonChild
+from samespace.sdk.runtimes.child import ChildFailed, ChildRefused, ServingChild
 from samespace.sdk.runtimes.executorch import EXECUTORCH
 
 __all__ = ["ExecutorchExporter"]
@@ -42,7 +42,7 @@ class ExecutorchExporter:
         if options.float_layers:
             raise ConfigError(f"ExecuTorch's int8 leaves no single layers in float, so not {', '.join(options.float_layers)}")
         calibration = pictures if precision == "int8" and pictures is not None else torch.empty(0, dtype=torch.uint8).numpy()
-        child = PythonChild(EXECUTORCH, _SCRIPT)
+        child = ServingChild(EXECUTORCH.command(_SCRIPT))
         try:
             answer, (program,) = child.ask(
                 {"precision": precision, "shape": calibration.shape},

@@ -1,4 +1,4 @@
-"""Engines with an environment of their own: a child process in another Python, which is asked over pipes.
+"""Engines in a process of their own, perhaps in another Python: a child that is asked over pipes.
 
 What goes over the pipes is JSON and plain bytes (:mod:`samespace.sdk.runtimes.child_frames`), never a pickle. The child ends
 with the object that started it, or with this process.
@@ -6,15 +6,18 @@ with the object that started it, or with this process.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import shutil
 import subprocess
+import sys
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from samespace.sdk.errors import ConfigError
 from samespace.sdk.isolation import Child
 from samespace.sdk.isolation_child import read_bytes, read_json, write_bytes, write_json
 
-__all__ = ["ChildFailed", "ChildRefused", "OtherPython", "PythonChild"]
+__all__ = ["ChildFailed", "ChildRefused", "OtherPython", "ServingChild"]
 
 _FRAMES = Path(__file__).with_name("child_frames.py")
 _ASK = """
@@ -54,40 +57,53 @@ class OtherPython:
         packages: distributions that it must have; the first is the engine.
         purpose: what does not work without, as messages call it.
         recipe: shell commands that make the environment in the folder ``DIR``.
+        here: this Python will do where the variable is not set.
+        unfit: versions of the packages -> why they do not work together; empty when they do.
     """
 
     variable: str
     packages: tuple[str, ...]
     purpose: str
     recipe: str
+    here: bool = False
+    unfit: Callable[[Mapping[str, str]], str] = lambda _: ""
 
-    @property
-    def executable(self) -> str:
-        """Its absolute path.
+    def command(self, script: Path) -> list[str]:
+        """What starts a standalone script that serves by ``child_frames``.
 
         Raises:
-            ConfigError: there is none, or it lacks a package.
+            ConfigError: there is no such Python, or it lacks a package.
         """
         if missing := self.missing():
             raise ConfigError(missing)
-        return _absolute(os.environ[self.variable])
+        if chosen := os.environ.get(self.variable):
+            # -I: nothing of our environment, neither our paths nor the user's packages.
+            return [_absolute(chosen), "-I", str(script), str(_FRAMES)]
+        # -P: not what lies beside the script, of which some is named like packages.
+        return [sys.executable, "-P", str(script), str(_FRAMES)]
 
     def missing(self) -> str | None:
         """What keeps it from working and what to do about it; None when it works."""
         chosen = os.environ.get(self.variable)
-        if not chosen:
+        if not chosen and not self.here:
             return self._mend(f"{self.variable} names no Python")
-        found = _versions(_absolute(chosen), self.packages)
+        name, found = chosen or sys.executable, self._found()
         if isinstance(found, str):
-            return self._mend(f"{self.variable} = {chosen} is no Python that can be started: {found}")
+            return self._mend(f"{self.variable} = {name} is no Python that can be started: {found}")
         lacking = [package for package in self.packages if package not in found]
-        return self._mend(f"{chosen} has no {' and no '.join(lacking)}") if lacking else None
+        why = f"has no {' and no '.join(lacking)}" if lacking else self.unfit(found)
+        return self._mend(f"{name} {why}") if why else None
 
     def version(self) -> str | None:
         """Of the engine; None where there is none."""
-        chosen = os.environ.get(self.variable)
-        found = _versions(_absolute(chosen), self.packages) if chosen else {}
+        found = self._found()
         return found.get(self.packages[0]) if isinstance(found, Mapping) else None
+
+    def _found(self) -> dict[str, str] | str:
+        """Versions of the packages, or why there is nobody to ask."""
+        if chosen := os.environ.get(self.variable):
+            return _versions(_absolute(chosen), self.packages)
+        return _versions_here(self.packages) if self.here else {}
 
     def _mend(self, why: str) -> str:
         return (
@@ -96,21 +112,18 @@ class OtherPython:
         )
 
 
-class PythonChild:
-    """A child process in another Python.
+class ServingChild:
+    """A child process that answers questions.
 
     Args:
-        python: where it runs.
-        script: what it runs: standalone, serving by ``child_frames``.
+        command: starts a program that serves by ``child_frames``; :meth:`OtherPython.command` makes one.
 
     Raises:
-        ConfigError: there is no such Python, or it cannot be started.
+        ConfigError: it cannot be started.
     """
 
-    def __init__(self, python: OtherPython, script: Path) -> None:
+    def __init__(self, command: Sequence[str]) -> None:
         self._lock = threading.Lock()
-        # -I: nothing of our environment, neither our paths nor the user's packages.
-        command = [python.executable, "-I", str(script), str(_FRAMES)]
         try:
             # Without a session of its own: inside a limited child process it is to end with that.
             self._child = Child(command, session=False)
@@ -192,3 +205,11 @@ def _versions(python: str, packages: tuple[str, ...]) -> dict[str, str] | str:
         return json.loads(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         return str(error)
+
+
+def _versions_here(packages: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for name in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from samespace.sdk.errors import RuntimeFailure
 from samespace.sdk.runtimes.base import LoadedArtifact, Runtime, RuntimeOptions
-from samespace.sdk.runtimes.child import ChildFailed, ChildRefused, OtherPython, PythonChild
+from samespace.sdk.runtimes.child import ChildFailed, ChildRefused, OtherPython, ServingChild
 from samespace.sdk.runtimes.tensors import as_input
 
 __all__ = ["EXECUTORCH", "ExecutorchRuntime"]
@@ -50,7 +50,7 @@ class ExecutorchRuntime(Runtime):
 
     def __init__(self, artifact: LoadedArtifact, options: RuntimeOptions | None = None) -> None:
         super().__init__(artifact, options)
-        self._child = PythonChild(EXECUTORCH, _SCRIPT)
+        self._child = ServingChild(EXECUTORCH.command(_SCRIPT))
         try:
             self._check(*self._open())
         except BaseException:

@@ -13,50 +13,38 @@ samespace need not be installed there.
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import json
-import math
-import os
-import shutil
-import subprocess
-import sys
-import threading
-import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from samespace.sdk.errors import ConfigError, RuntimeFailure
-from samespace.sdk.isolation import Child, Limits
-from samespace.sdk.isolation_child import read_bytes, read_json, write_bytes, write_json
+from samespace.sdk.errors import RuntimeFailure
+from samespace.sdk.isolation import Limits
 from samespace.sdk.runtimes.base import LoadedArtifact, Runtime, RuntimeOptions
+from samespace.sdk.runtimes.child import ChildFailed, ChildRefused, OtherPython, ServingChild
 from samespace.sdk.runtimes.tensors import as_input
 from samespace.sdk.runtimes.tflite import check_interface
 
-__all__ = ["PYTHON_VARIABLE", "OldTfliteRuntime"]
+__all__ = ["TFLITE", "OldTfliteRuntime"]
 
-#: The environment variable that names the child's Python.
-PYTHON_VARIABLE = "SAMESPACE_TFLITE_PYTHON"
 
-_CHILD = Path(__file__).with_name("tflite_child.py")
-_ASK = """
-import importlib.metadata, json
-found = {}
-for name in ("tflite-runtime", "numpy"):
-    try:
-        found[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        found[name] = ""
-print(json.dumps(found))
-"""
+def _unfit(versions: Mapping[str, str]) -> str:
+    numpy = versions["numpy"]
+    return f"has NumPy {numpy}, and tflite-runtime needs NumPy < 2" if int(numpy.partition(".")[0]) >= 2 else ""
 
-_T = TypeVar("_T")
+
+TFLITE = OtherPython(
+    variable="SAMESPACE_TFLITE_PYTHON",
+    packages=("tflite-runtime", "numpy"),
+    purpose="the runtime 'tflite_runtime'",
+    recipe="Python 3.9 to 3.11, python -m venv DIR; DIR/bin/pip install tflite-runtime==2.14.0 'numpy<2'",
+    here=True,
+    unfit=_unfit,
+)
+
+_SCRIPT = Path(__file__).with_name("tflite_child.py")
 
 
 class OldTfliteRuntime(Runtime):
@@ -75,152 +63,56 @@ class OldTfliteRuntime(Runtime):
 
     def __init__(self, artifact: LoadedArtifact, options: RuntimeOptions | None = None) -> None:
         super().__init__(artifact, options)
-        engine = _engine()
-        if engine.missing:
-            raise ConfigError(_mend(engine.missing))
-        self._lock = threading.Lock()
+        self._child = ServingChild(TFLITE.command(_SCRIPT))
         try:
-            # Without a session of its own: inside a limited child process it is to end with that.
-            self._child = Child([engine.python, *engine.flags, str(_CHILD)], session=False)
-        except OSError as error:
-            raise ConfigError(_mend(f"{engine.python} cannot be started: {error}")) from None
-        self._finalizer = weakref.finalize(self, self._child.kill)
-        try:
-            check_interface(artifact.spec, *self._exchange(self._open, self.open_seconds, "opening it"))
+            check_interface(artifact.spec, *self._open())
         except BaseException:
             self.close()
             raise
 
     @classmethod
     def unavailable(cls) -> str | None:
-        missing = _engine().missing
-        return _mend(missing) if missing else None
+        return TFLITE.missing()
 
     @classmethod
     def version(cls) -> str:
-        return f"tflite-runtime {found}" if (found := _engine().version) else "unknown"
+        return f"tflite-runtime {found}" if (found := TFLITE.version()) else "unknown"
 
     def _infer(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        tensor = as_input(images, self.artifact.spec.input)
-        return self._exchange(lambda: self._run(tensor), self.run_seconds, f"a batch of {len(images)}")
+        what, tensor = f"a batch of {len(images)}", as_input(images, self.artifact.spec.input)
+        question = {"do": "run", "shape": tensor.shape, "dtype": tensor.dtype.name}
+        # A model of another width than it should have is reported by the base class; nothing is allocated for absurd ones.
+        most = 64 * len(images) * max(1, self.artifact.dim) + (1 << 20)
+        try:
+            answer, (rows,) = self._child.ask(question, [tensor.data.cast("B")], seconds=self.run_seconds, most=most)
+            return np.frombuffer(rows, "<f4").reshape(answer["shape"]).astype(np.float32)
+        except ChildRefused as error:
+            raise self._refusal(f"failed on {what}", error) from None
+        except (ChildFailed, ValueError, KeyError, TypeError) as error:
+            raise self._failure(what, error) from None
 
     def close(self) -> None:
         """End the child; the runtime cannot be used afterwards."""
-        self._finalizer()
+        self._child.close()
 
     def _open(self) -> tuple[list[str], int]:
-        to_child, model = self._child.to_child, self.artifact.single_file
         memory = Limits.fitting(self.artifact).memory_bytes
-        write_json(to_child, {"threads": self.options.threads, "optimise": self.options.optimise, "memory": memory})
-        write_bytes(to_child, model)
-        to_child.flush()
-        answer = self._answer("refuses it")
-        inputs, outputs = answer.get("inputs"), answer.get("outputs")
-        if not isinstance(inputs, list) or not isinstance(outputs, int):
-            raise ValueError("an answer without inputs and outputs")
-        return inputs, outputs
-
-    def _run(self, tensor: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        write_json(self._child.to_child, {"shape": tensor.shape, "dtype": tensor.dtype.name})
-        write_bytes(self._child.to_child, tensor.data.cast("B"))
-        self._child.to_child.flush()
-        shape = self._answer(f"failed on a batch of {len(tensor)}").get("shape")
-        if not isinstance(shape, list) or not all(isinstance(edge, int) and edge >= 0 for edge in shape):
-            raise ValueError("an answer without a shape")
-        # A model that gives another shape than it should is reported by the base class; nothing is allocated for absurd ones.
-        size = 4 * math.prod(shape)
-        if size > 64 * len(tensor) * max(1, self.artifact.dim) + (1 << 20):
-            raise ValueError(f"an output of shape {shape}")
-        return np.frombuffer(read_bytes(self._child.from_child, size), "<f4").reshape(shape).astype(np.float32)
-
-    def _answer(self, failure: str) -> dict[str, Any]:
-        answer = read_json(self._child.from_child)
-        if not isinstance(answer, dict):
-            raise ValueError("an answer that is no JSON object")
-        if answer.get("ok") is True:
-            return answer
-        # The text may be the artifact's own: nothing that a terminal obeys.
-        text = "".join(letter if letter.isprintable() else " " for letter in str(answer.get("error"))[:300])
-        raise RuntimeFailure(f"{self.artifact.spec.path}: tflite-runtime: the TFLite interpreter {failure}: {text}")
-
-    def _exchange(self, talk: Callable[[], _T], seconds: float, what: str) -> _T:
-        """Let ``talk`` write to and read from the child; a dead or mute child is killed and becomes a RuntimeFailure."""
-        path = self.artifact.spec.path
-        with self._lock:
-            if not self._finalizer.alive:
-                raise RuntimeFailure(f"{path}: its tflite-runtime process has ended; open the runtime again")
-            try:
-                return self._child.within(seconds, talk)
-            except RuntimeFailure:
-                raise  # said by the child, which can go on
-            except TimeoutError:
-                self.close()
-                raise RuntimeFailure(f"{path}: tflite-runtime gave no answer within {seconds:g} s on {what}") from None
-            except ValueError as error:
-                self.close()
-                raise RuntimeFailure(f"{path}: tflite-runtime answered {what} with what is no embedding: {error}") from None
-            except (OSError, EOFError):
-                # What the interpreter says at its start is no reason.
-                end = self._child.describe_end().partition(": INFO")[0]
-                self.close()
-                raise RuntimeFailure(
-                    f"{path}: tflite-runtime crashed on {what} ({end}); the file is damaged, or this old interpreter cannot "
-                    "run it: try the runtime 'tflite' (LiteRT)"
-                ) from None
-            except BaseException:
-                # Interrupted in the middle of an answer: what would be read next belongs to this question.
-                self.close()
-                raise
-
-
-@dataclass(frozen=True)
-class _Engine:
-    """A Python for the child: its command with flags, the version of tflite-runtime, and what keeps it from working."""
-
-    python: str
-    flags: tuple[str, ...]
-    version: str = ""
-    missing: str = ""
-
-
-def _engine() -> _Engine:
-    if chosen := os.environ.get(PYTHON_VARIABLE):
-        return _asked(chosen)
-    found = ""
-    if importlib.util.find_spec("tflite_runtime") is not None:
+        question = {"do": "open", "threads": self.options.threads, "optimise": self.options.optimise, "memory": memory}
         try:
-            found = version("tflite-runtime")
-        except PackageNotFoundError:
-            found = "unknown"
-    # -P: not what lies beside the script, of which some is named like packages.
-    return _judged(sys.executable, ("-P",), found, np.__version__)
+            answer, _ = self._child.ask(question, [self.artifact.single_file], seconds=self.open_seconds)
+            return [str(dtype) for dtype in answer["inputs"]], int(answer["outputs"])
+        except ChildRefused as error:
+            raise self._refusal("refuses it", error) from None
+        except (ChildFailed, ValueError, KeyError, TypeError) as error:
+            raise self._failure("opening it", error) from None
 
+    def _refusal(self, what: str, error: Exception) -> RuntimeFailure:
+        """The child can go on."""
+        return RuntimeFailure(f"{self.artifact.spec.path}: tflite-runtime: the TFLite interpreter {what}: {error}")
 
-@functools.lru_cache(maxsize=8)
-def _asked(python: str) -> _Engine:
-    """An environment that is not ours; asked once, by starting its Python."""
-    # -I: nothing of our environment; neither our paths nor the user's packages.
-    flags = ("-I",)
-    # The child is started in a folder of its own.
-    python = str(Path(shutil.which(python) or python).absolute())
-    try:
-        answer = subprocess.run([python, *flags, "-c", _ASK], capture_output=True, text=True, timeout=60, check=True)
-        found = json.loads(answer.stdout)
-    except (OSError, subprocess.SubprocessError, ValueError) as error:
-        return _Engine(python, flags, missing=f"{PYTHON_VARIABLE} = {python} is no Python that can be started: {error}")
-    return _judged(python, flags, found["tflite-runtime"], found["numpy"])
-
-
-def _judged(python: str, flags: tuple[str, ...], tflite: str, numpy: str) -> _Engine:
-    if not tflite:
-        return _Engine(python, flags, missing=f"{python} has no tflite-runtime")
-    if not numpy or int(numpy.partition(".")[0]) >= 2:
-        return _Engine(python, flags, missing=f"{python} has NumPy {numpy or '(none)'}, and tflite-runtime needs NumPy < 2")
-    return _Engine(python, flags, version=tflite)
-
-
-def _mend(missing: str) -> str:
-    return (
-        f"the runtime 'tflite_runtime' does not work: {missing}. Make an environment for it with Python 3.9 to 3.11, "
-        f"python -m venv DIR; DIR/bin/pip install tflite-runtime==2.14.0 'numpy<2', and set {PYTHON_VARIABLE}=DIR/bin/python"
-    )
+    def _failure(self, what: str, error: Exception) -> RuntimeFailure:
+        self.close()
+        return RuntimeFailure(
+            f"{self.artifact.spec.path}: tflite-runtime failed on {what}: {error}; the file is damaged, or this old "
+            "interpreter cannot run it: try the runtime 'tflite' (LiteRT)"
+        )
