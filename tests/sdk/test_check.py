@@ -562,8 +562,8 @@ def test_device_profiles_are_read_strictly():
         assert load_profile(name).name == name
     with pytest.raises(ConfigError, match="no device profile is called 'x'"):
         load_profile("x")
-    text = 'name = "a"\ndescription = ""\nemulator = "host"\nproves = ""\ncannot_prove = ""\n'
-    assert parse_profile(text, "a.toml", "a").formats == ("onnx", "tflite", "coreml")
+    text = 'name = "a"\ndescription = ""\nproves = ""\ncannot_prove = ""\nruns.kind = "host"\n'
+    assert parse_profile(text, "a.toml", "a").runs.runtimes == ()
     for wrong, message in (
         (text + "threds = 1", "a.toml: field 'threds'"),
         ("= 1", "a.toml: not TOML"),

@@ -16,9 +16,9 @@ from samespace.sdk.bundle import Bundle
 from samespace.sdk.errors import ConfigError
 from samespace.sdk.runtimes.base import RuntimeOptions
 
-__all__ = ["DEVICE_GROUP", "Device", "DeviceRun", "describe_host", "device_names", "open_device"]
+__all__ = ["DEVICE_GROUP", "Device", "DeviceRun", "DeviceSource", "describe_host", "device_names", "open_device"]
 
-#: Entry points of this group name a class or a function that makes a :class:`Device` without arguments.
+#: Entry points of this group name a :class:`DeviceSource`.
 DEVICE_GROUP = "samespace.devices"
 
 
@@ -43,7 +43,11 @@ class DeviceRun:
 
 @runtime_checkable
 class Device(Protocol):
-    """A machine, real or emulated. Entry points of the group ``samespace.devices`` name them."""
+    """A machine, real or emulated.
+
+    One process of it serves many artifacts: what it starts, it starts with the first that is asked of it, keeps, and ends in
+    :meth:`close`. It is used by one thread at a time.
+    """
 
     #: How reports call it.
     name: str
@@ -61,23 +65,48 @@ class Device(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """End all that it started; it cannot be used afterwards."""
+        ...
+
+
+class DeviceSource(Protocol):
+    """What an entry point of the group ``samespace.devices`` names: a module or an object that has devices."""
+
+    def names(self) -> tuple[str, ...]:
+        """Of its devices."""
+        ...
+
+    def open_device(self, name: str) -> Device:
+        """One of them; starts nothing yet that costs time.
+
+        Raises:
+            ConfigError: its profile is wrong, or what it needs is not installed; says how to install it.
+        """
+        ...
+
 
 def device_names() -> tuple[str, ...]:
-    """Names of the devices that are installed."""
-    return tuple(sorted(entry_points(group=DEVICE_GROUP).names))
+    """Names of the devices that there are, whether or not what they need is installed."""
+    return tuple(sorted(name for source in _sources() for name in source.names()))
 
 
 def open_device(name: str = "host") -> Device:
-    """The installed device of that name.
+    """The device of that name; close it after use.
 
     Raises:
-        ConfigError: there is none; lists those there are.
+        ConfigError: there is none, lists those there are; or it cannot be used, says why.
     """
-    for entry in entry_points(group=DEVICE_GROUP, name=name):
-        return entry.load()()
+    for source in _sources():
+        if name in source.names():
+            return source.open_device(name)
     raise ConfigError(
         f"no device is called {name!r}; there are: {', '.join(device_names()) or 'none (is samespace installed?)'}"
     )
+
+
+def _sources() -> list[DeviceSource]:
+    return [entry.load() for entry in entry_points(group=DEVICE_GROUP)]
 
 
 def describe_host() -> dict[str, str]:

@@ -28,7 +28,8 @@ class HostDevice:
 
     def runtimes(self, format: str) -> tuple[str, ...]:
         """The runtimes that are installed here for artifacts of ``format``, best first."""
-        return runtimes_for(format) if format in self.profile.formats else ()
+        wanted = self.profile.runs.runtimes
+        return tuple(name for name in runtimes_for(format) if not wanted or name in wanted)
 
     def embed(self, bundle: Bundle, artifact: str, runtime: str, images: Sequence[bytes], options: RuntimeOptions) -> DeviceRun:
         """Preprocess and embed encoded images; see :meth:`samespace.sdk.devices.Device.embed`."""
@@ -41,3 +42,6 @@ class HostDevice:
         except RuntimeFailure as error:
             refused = str(error)
         return DeviceRun(tensors, embeddings, runtime_class(runtime).version(), refused, describe_host())
+
+    def close(self) -> None:
+        """Nothing was started."""

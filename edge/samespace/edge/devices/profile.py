@@ -9,22 +9,29 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from samespace.sdk.errors import ConfigError
-from samespace.sdk.manifest import Format
 
 __all__ = ["DeviceProfile", "load_profile", "profile_names"]
 
 _FOLDER = files("samespace.edge.devices") / "profiles"
 
 
-class DeviceProfile(BaseModel):
-    """One file in ``profiles/``."""
-
+class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Host(_Part):
+    """This machine itself, in this process."""
+
+    kind: Literal["host"]
+    runtimes: tuple[str, ...] = Field(default=(), description="names of runtimes, best first; none: all that are installed")
+
+
+class DeviceProfile(_Part):
+    """One file in ``profiles/``."""
 
     name: str = Field(pattern="^[a-z0-9][a-z0-9-]*$", description="as in --device; the file is called NAME.toml")
     description: str
-    emulator: Literal["host"] = Field(description="what runs it; host: this machine itself")
-    formats: tuple[Format, ...] = Field(default=("onnx", "tflite", "coreml"), description="artifact formats that it takes")
+    runs: Host = Field(description="what runs it, and how")
     proves: str
     cannot_prove: str
 

@@ -83,6 +83,9 @@ class AppDevice:
         """What the app computed; see :meth:`samespace.sdk.devices.Device.embed`."""
         return DeviceRun(self.tensors, self.embeddings, "runtime not known")
 
+    def close(self) -> None:
+        """Nothing was started."""
+
 
 def probe_names(bundle: Bundle) -> tuple[str, ...]:
     """File names of the probe images, in their order."""
