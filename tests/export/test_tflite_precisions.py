@@ -20,6 +20,7 @@ from samespace.edge.models.registry import build_model
 from samespace.export import DeviceGraph
 from samespace.export.formats.base import Conversion
 from samespace.export.formats.tflite import TfliteExporter
+from samespace.export.formats.tflite_compact import compact
 from samespace.export.formats.tflite_graph import Operator, layers_of, outside, read_operators
 from samespace.export.formats.tflite_quantise import to_static
 from samespace.export.formats.tflite_ranges import activation_ranges
@@ -82,6 +83,32 @@ def tensors(model: bytes) -> dict[str, np.dtype]:
     from ai_edge_litert.interpreter import Interpreter
 
     return {item["name"]: np.dtype(item["dtype"]) for item in Interpreter(model_content=model).get_tensor_details()}
+
+
+# --- small -------------------------------------------------------------------------------------------
+
+
+def spelled_out(model: bytes) -> tuple[bytes, list[bytes], list[bytes]]:
+    """The model with every vector written anew; its weights and its zero points."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    tree, builder = schema.ModelT.InitFromObj(schema.Model.GetRootAs(model, 0)), flatbuffers.Builder(len(model))
+    builder.Finish(tree.Pack(builder), file_identifier=b"TFL3")
+    weights = [b"" if one.data is None else bytes(one.data) for one in tree.buffers]
+    coded = [one.quantization.zeroPoint for one in tree.subgraphs[0].tensors if one.quantization is not None]
+    return bytes(builder.Output()), weights, [bytes(points) for points in coded if points is not None]
+
+
+def test_a_file_says_nothing_twice_and_still_says_all(converted: dict[str, Conversion]) -> None:
+    model = converted["int8"].files[""]
+    longer, weights, zero_points = spelled_out(model)
+    repeated = sum(map(len, zero_points)) - sum(map(len, set(zero_points)))
+    assert len(longer) - len(model) > 0.9 * repeated > 0
+    assert compact(longer) == compact(model) == model
+    assert spelled_out(model) == (longer, weights, zero_points)
+    # The interpreters may read weights where they lie.
+    assert all(model.find(data) % 16 == 0 for data in weights if len(data) > 1000)
 
 
 # --- right in both interpreters ---------------------------------------------------------------------

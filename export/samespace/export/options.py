@@ -39,5 +39,24 @@ class ExportOptions:
         if self.min_ios < 15:
             raise ConfigError(f"min_ios = {self.min_ios}: Core ML runs ML Programs from iOS 15 on; give 17, say")
 
+    def pictures(self, size: int) -> npt.NDArray[np.uint8]:
+        """The calibration pictures, for a model of this size.
+
+        Raises:
+            ConfigError: there are none, or they are not uint8 of shape ``(n, size, size, 3)``.
+        """
+        found = self.calibration
+        if found is None or not len(found):
+            raise ConfigError(
+                "static int8 needs calibration pictures: train the run again so that it keeps some, or give "
+                "ExportOptions(calibration=...)"
+            )
+        if found.dtype != np.uint8 or found.ndim != 4 or found.shape[1:] != (size, size, 3):
+            raise ConfigError(
+                f"calibration pictures must be uint8 of shape (n, {size}, {size}, 3), as the model takes them; got "
+                f"{found.dtype} {found.shape}"
+            )
+        return found
+
 
 DEFAULT_OPTIONS = ExportOptions()

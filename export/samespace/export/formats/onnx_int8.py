@@ -19,7 +19,6 @@ import numpy.typing as npt
 from samespace.export.formats.onnx_float_layers import keep_weights_in_float, nodes_in_float
 from samespace.export.formats.onnx_graph import strip
 from samespace.export.options import ExportOptions
-from samespace.sdk.errors import ConfigError
 from samespace.sdk.runtimes.onnx import load_onnxruntime
 
 __all__ = ["Scheme", "int8_recipe", "to_int8"]
@@ -55,7 +54,7 @@ def to_int8(model: Any, options: ExportOptions, scheme: Scheme = Scheme()) -> An
     Raises:
         ConfigError: no calibration pictures, or of another size than the graph takes, or an unknown layer.
     """
-    pictures = _checked(options.calibration, _side(model))
+    pictures = options.pictures(_side(model))
     excluded = nodes_in_float(model, options.float_layers)
     load_onnxruntime()
     import onnx
@@ -114,20 +113,6 @@ def _reader(pictures: npt.NDArray[np.uint8], name: str) -> Any:
             return None if batch is None else {name: batch}
 
     return Reader()
-
-
-def _checked(pictures: npt.NDArray[np.uint8] | None, side: int) -> npt.NDArray[np.uint8]:
-    if pictures is None or not len(pictures):
-        raise ConfigError(
-            "static int8 needs calibration pictures: train the run again so that it keeps some, or give "
-            "ExportOptions(calibration=...)"
-        )
-    if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[1:] != (side, side, 3):
-        raise ConfigError(
-            f"calibration pictures must be uint8 of shape (n, {side}, {side}, 3), as the model takes them; got "
-            f"{pictures.dtype} {pictures.shape}"
-        )
-    return pictures
 
 
 def _side(model: Any) -> int:

@@ -22,7 +22,6 @@ from samespace.export.formats.tflite_quantise import (
     to_fp16,
     to_static,
 )
-from samespace.export.formats.tflite_ranges import calibration_pictures
 from samespace.export.graph import DeviceGraph
 from samespace.export.options import DEFAULT_OPTIONS, ExportOptions
 from samespace.sdk.errors import ConfigError, ExportError, MissingExtraError
@@ -48,7 +47,7 @@ class TfliteExporter:
     def convert(self, graph: DeviceGraph, precision: Precision, options: ExportOptions = DEFAULT_OPTIONS) -> Conversion:
         scheme = dynamic_scheme(options.min_litert)
         if precision == "int8":
-            calibration_pictures(options, graph.preprocess.size)
+            options.pictures(graph.preprocess.size)
         fp32 = _converted(graph)
         recipe = {"exporter": "litert-torch", "litert-torch": version("litert-torch"), "torch": torch.__version__}
         if precision == "fp32":
@@ -80,7 +79,7 @@ class TfliteExporter:
         return tuple(layers_of(read_operators(fp32)))
 
     def quantise(self, fp32: bytes, options: ExportOptions) -> bytes:
-        calibration_pictures(options, _size(fp32))
+        options.pictures(_size(fp32))
         data = to_static(fp32, options)
         try:
             _opened(data, "int8")

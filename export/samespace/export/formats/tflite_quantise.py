@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from samespace.export.formats.tflite_compact import compact
 from samespace.export.formats.tflite_graph import Operator, layers_of, outside, read_operators
 from samespace.export.formats.tflite_ranges import activation_ranges
 from samespace.export.options import ExportOptions
@@ -148,4 +149,4 @@ def _finish(quantizer: Any, ranges: Any = None) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that an interpreter which keeps all tensors takes memory
         result = quantizer.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
-    return bytes(result.quantized_model)
+    return compact(bytes(result.quantized_model))

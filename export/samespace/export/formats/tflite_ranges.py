@@ -14,11 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from samespace.export.formats.tflite_graph import read_operators
-from samespace.export.options import ExportOptions
-from samespace.sdk.errors import ConfigError
 from samespace.sdk.identity import digest
 
-__all__ = ["Ranges", "activation_ranges", "calibration_pictures"]
+__all__ = ["Ranges", "activation_ranges"]
 
 #: Name of a tensor -> its least and its largest value.
 Ranges = dict[str, tuple[float, float]]
@@ -26,26 +24,6 @@ Ranges = dict[str, tuple[float, float]]
 #: The last few results: a search for float layers quantises the same model with the same pictures many times.
 _KNOWN: OrderedDict[tuple[str, str], Ranges] = OrderedDict()
 _KEPT = 4
-
-
-def calibration_pictures(options: ExportOptions, size: int) -> npt.NDArray[np.uint8]:
-    """The options' calibration pictures, checked.
-
-    Raises:
-        ConfigError: there are none, or they are not uint8 of shape ``(n, size, size, 3)``.
-    """
-    pictures = options.calibration
-    if pictures is None or not len(pictures):
-        raise ConfigError(
-            "static int8 needs calibration pictures: train the run again so that it keeps some, or give "
-            "ExportOptions(calibration=...)"
-        )
-    if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[1:] != (size, size, 3):
-        raise ConfigError(
-            f"calibration pictures must be uint8 of shape (n, {size}, {size}, 3), as the model takes them; got "
-            f"{pictures.dtype} {pictures.shape}"
-        )
-    return pictures
 
 
 def activation_ranges(model: bytes, pictures: npt.NDArray[np.uint8]) -> Ranges:
