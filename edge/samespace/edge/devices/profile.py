@@ -26,12 +26,32 @@ class Host(_Part):
     runtimes: tuple[str, ...] = Field(default=(), description="names of runtimes, best first; none: all that are installed")
 
 
+class QemuUser(_Part):
+    """An ARM processor that QEMU emulates for one program (user mode), with the runtimes' own ARM wheels."""
+
+    kind: Literal["qemu-user"]
+    architecture: Literal["arm64", "armhf"] = Field(description="which sysroot: samespace devices install ARCHITECTURE")
+    cpu: str = Field(pattern="^[a-z0-9][a-z0-9-]*$", description="QEMU's name of the processor: -cpu")
+    runtimes: tuple[str, ...] = Field(min_length=1, description="names of runtimes, best first")
+    threads: int = Field(default=1, ge=1, le=64, description="of a runtime, where the check does not say")
+
+
+class Browser(_Part):
+    """A Chromium without a window, with onnxruntime-web and LiteRT.js on a page of ours."""
+
+    kind: Literal["browser"]
+    accelerator: Literal["wasm", "webgpu"] = Field(description="what computes in the page")
+    runtimes: tuple[str, ...] = Field(min_length=1, description="names of runtimes, best first")
+    flags: tuple[str, ...] = Field(default=(), description="of Chromium, beside those that every page gets")
+    threads: int = Field(default=1, ge=1, le=64, description="of a runtime, where the check does not say")
+
+
 class DeviceProfile(_Part):
     """One file in ``profiles/``."""
 
     name: str = Field(pattern="^[a-z0-9][a-z0-9-]*$", description="as in --device; the file is called NAME.toml")
     description: str
-    runs: Host = Field(description="what runs it, and how")
+    runs: Host | QemuUser | Browser = Field(discriminator="kind", description="what runs it, and how")
     proves: str
     cannot_prove: str
 

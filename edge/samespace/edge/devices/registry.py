@@ -1,4 +1,4 @@
-"""The devices that profiles describe, as ``samespace check --device`` finds them: see :class:`samespace.sdk.devices.DeviceSource`."""
+"""The devices of profiles, as ``samespace check --device`` finds them: see :class:`samespace.sdk.devices.DeviceSource`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ __all__ = ["DEVICES", "names", "open_device"]
 #: Kind in a profile's ``[runs]`` -> class that is called with the profile, loaded when it is needed.
 DEVICES: Mapping[str, str] = {
     "host": "samespace.edge.devices.host:HostDevice",
+    "browser": "samespace.edge.devices.browser.device:BrowserDevice",
+    "qemu-user": "samespace.edge.devices.qemu_user:QemuUserDevice",
 }
 
 names = profile_names

@@ -24,6 +24,7 @@ COMMANDS = {
     "nas": "Search the small network that fits best into a finished run's space.",
     "export": "Write a run's models as verified bundles: ONNX, TFLite, Core ML.",
     "check": "Prove that a bundle's artifacts give the embeddings the gallery expects.",
+    "devices": "Install what emulated devices need, and see whether it is good.",
     "bisect": "Name the first operation of an artifact that computes something else.",
     "gallery": "Serve a gallery, add images to it, search it.",
     "keys": "Make and trust the keys that sign bundles.",

@@ -117,16 +117,18 @@ class ServingChild:
 
     Args:
         command: starts a program that serves by ``child_frames``; :meth:`OtherPython.command` makes one.
+        ours: the program is our own code: it gets this process's environment, and a session of its own, so that whatever it
+            starts ends with it.
 
     Raises:
         ConfigError: it cannot be started.
     """
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str], *, ours: bool = False) -> None:
         self._lock = threading.Lock()
         try:
-            # Without a session of its own: inside a limited child process it is to end with that.
-            self._child = Child(command, session=False)
+            # Else without a session of its own: inside a limited child process it is to end with that.
+            self._child = Child(command, session=ours, inherit=ours)
         except OSError as error:
             raise ConfigError(f"{command[0]} cannot be started: {error}") from None
         self._finalizer = weakref.finalize(self, self._child.kill)

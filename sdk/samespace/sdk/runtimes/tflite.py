@@ -34,11 +34,13 @@ class TfliteRuntime(Runtime):
     name: ClassVar[str] = "tflite"
     format: ClassVar[str] = "tflite"
     packages: ClassVar[tuple[str, ...]] = ("ai-edge-litert", "tflite-runtime")
+    #: Modules that bring an interpreter, best first.
+    interpreters: ClassVar[tuple[str, ...]] = _INTERPRETERS
 
     def __init__(self, artifact: LoadedArtifact, options: RuntimeOptions | None = None) -> None:
         super().__init__(artifact, options)
         spec = artifact.spec
-        module = _load_interpreter()
+        module = _load_interpreter(self.interpreters)
         more = {}
         if not self.options.optimise:
             more["experimental_op_resolver_type"] = module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
@@ -59,7 +61,7 @@ class TfliteRuntime(Runtime):
 
     @classmethod
     def unavailable(cls) -> str | None:
-        if any(_usable(name) and importlib.util.find_spec(name.partition(".")[0]) for name in _INTERPRETERS):
+        if any(_usable(name) and importlib.util.find_spec(name.partition(".")[0]) for name in cls.interpreters):
             return None
         return str(MissingExtraError("tflite", "running a .tflite artifact"))
 
@@ -108,9 +110,9 @@ def _usable(name: str) -> bool:
     return not name.startswith("tflite_runtime") or int(np.__version__.partition(".")[0]) < 2
 
 
-def _load_interpreter() -> Any:
-    """The module that brings an interpreter."""
-    for name in _INTERPRETERS:
+def _load_interpreter(names: Sequence[str]) -> Any:
+    """The first of these modules that can be imported."""
+    for name in names:
         try:
             if _usable(name):
                 return importlib.import_module(name)
