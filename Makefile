@@ -12,13 +12,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SIZE ?= full
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help npm setup demo test lint bench benchname clean
+.PHONY: help npm setup demo test test-devices lint bench benchname clean
 
 npm:
 	@tools/require.sh npm
 
 help:  ## List the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(VENV)/.done  ## Create the virtual environment with everything in it
 
@@ -42,7 +42,11 @@ lint: setup  ## Formatting, style, types and import layers
 
 test: npm lint  ## All checks and tests, at CI size
 	@echo "tests"
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not devices"
+
+test-devices: npm setup  ## Tests on emulated devices: one ARM processor and the browser, at most 10 minutes
+	@echo "tests on devices"
+	$(BIN)/python -m pytest -m devices
 
 bench: benchname setup  ## Run one benchmark: make bench NAME=embedder_overhead
 	@if [ -d "benchmarks/$(NAME)" ]; then $(BIN)/python benchmarks/$(NAME)/run.py --size $(SIZE); else $(BIN)/python benchmarks/$(NAME).py; fi

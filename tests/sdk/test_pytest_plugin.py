@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -22,10 +23,15 @@ def project(toy, tmp_path):
     return tmp_path / "project"
 
 
-def pytest_in(folder, *arguments, autoload=False):
-    """(exit code, output); with ``autoload`` pytest finds the plug-in itself, and loads all others that are installed."""
+def pytest_in(folder, *arguments, autoload=False, path=None):
+    """(exit code, output); with ``autoload`` pytest finds the plug-in itself, and loads all others that are installed.
+
+    ``path`` is where more distributions are.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "COV"))}
     environment |= {"SAMESPACE_CONFIG_DIR": str(folder.parent / "config"), "COLUMNS": "200"}
+    if path is not None:
+        environment["PYTHONPATH"] = str(path)
     if not autoload:
         environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
         arguments = ("-p", "samespace.sdk.pytest_plugin", *arguments)
@@ -181,3 +187,41 @@ def test_an_artifact_that_nothing_here_runs_is_skipped_with_the_reason(toy, proj
     assert code == 0, output
     assert "no runtime on device 'host'" in output
     assert "1 passed, 1 skipped" in output
+
+
+def test_the_suite_runs_on_each_device_that_is_named(toy, project):
+    toy.write(project / "phone.samespace")
+    code, output = pytest_in(project, "-v", "--samespace-device", "host,ios-reference", "--samespace-artifact", "onnx-fp32")
+    assert code != 0
+    assert "nothing on device 'ios-reference' runs onnx-fp32" in output
+    (project / "tests" / "test_more.py").write_text(
+        "import pytest\n"
+        "from samespace.sdk.errors import ConfigError\n"
+        "def test_device(samespace_report):\n"
+        "    assert samespace_report(device='host').device == 'host'\n"
+        "    with pytest.raises(ConfigError, match='not checked on device .a53.'):\n"
+        "        samespace_report(device='a53')\n"
+    )
+    code, output = pytest_in(project, "-v", "--samespace-device", "host", "--samespace-device", "host")
+    assert code == 0, output
+    assert output.count("samespace::onnx-fp32[onnx] PASSED") == 1
+    code, output = pytest_in(project, "--samespace-device", "a99")
+    assert code != 0
+    assert "no device is called 'a99'" in output
+
+
+@pytest.mark.parametrize("device", ["bgr@host", "locked@host"])
+def test_a_device_with_a_fault_fails_its_tests_and_is_closed(toy, project, device):
+    planted = runpy.run_path(str(Path(__file__).with_name("planted_devices.py")))
+    site = planted["install"](project.parent / "site")
+    toy.write(project / "phone.samespace", probes=toy.probe_set(mistakes=fingerprints(toy)))
+    code, output = pytest_in(project, "-v", "--samespace-device", f"host,{device}", path=site)
+    assert code != 0
+    if device == "locked@host":
+        assert "samespace devices install locked" in output
+        return
+    assert "samespace::onnx-fp32[onnx] PASSED" in output
+    assert "samespace::onnx-fp32[onnx on bgr@host] FAILED" in output
+    assert "FAIL: onnx-fp32 in onnx on bgr@host" in output
+    assert "diagnosis: bgr" in output
+    assert "--device bgr@host" in output

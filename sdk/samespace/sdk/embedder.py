@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from samespace.sdk.bundle import Bundle
+from samespace.sdk.device_evidence import device_evidence, device_here, disabled_on
 from samespace.sdk.errors import ConfigError, EmbeddingError, ImageError, RuntimeFailure
 from samespace.sdk.manifest import Manifest
 from samespace.sdk.metrics.arrays import NORM_TOLERANCE
@@ -23,6 +25,8 @@ from samespace.sdk.runtimes.registry import open_runtime, runtime_class, runtime
 from samespace.sdk.signing import TrustStore
 
 __all__ = ["Embedder", "unit_norm"]
+
+_log = logging.getLogger(__name__)
 
 
 class Embedder:
@@ -56,6 +60,7 @@ class Embedder:
         *,
         trust: TrustStore | None = None,
         allow_unsigned: bool = False,
+        device: str | None = None,
     ) -> Self:
         """Open a bundle for embedding.
 
@@ -67,15 +72,18 @@ class Embedder:
             trust: whose signatures count; by default this user's trust store. Only for a path.
             allow_unsigned: open a path's bundle although nobody trusted signed it; its artifact then runs in a limited child
                 process.
+            device: name of the device that this is, as the bundle was checked on it; what is disabled there is not used. None
+                takes the environment's ``SAMESPACE_DEVICE``; empty means that nothing is disabled (a check measures it all).
 
         Raises:
             BundleError: the bundle cannot be opened, or cannot be trusted.
-            ConfigError: no such artifact or runtime, or none that works on this machine.
+            ConfigError: no such artifact or runtime, or none that works on this machine; or the bundle disables what was asked
+                for on this device: says why, and what to use instead.
             RuntimeFailure: the runtime refuses the artifact.
         """
         if not isinstance(bundle, Bundle):
             bundle = Bundle.open(bundle, trust=trust, allow_unsigned=allow_unsigned)
-        loaded, name = _choose(bundle, runtime, artifact)
+        loaded, name = _choose(bundle, runtime, artifact, device_here() if device is None else device)
         if bundle.trusted:
             embedder = cls(bundle.manifest, open_runtime(loaded, name, options))
         else:
@@ -225,20 +233,49 @@ def _fault(row: npt.NDArray[np.float32], norm: float) -> str:
     return f"has norm {norm:.4g} instead of 1; the L2 normalisation is missing in the graph, so export it again"
 
 
-def _choose(bundle: Bundle, runtime: str | None, artifact: str | None) -> tuple[LoadedArtifact, str]:
+def _choose(bundle: Bundle, runtime: str | None, artifact: str | None, device: str) -> tuple[LoadedArtifact, str]:
     """The artifact to run and the name of the runtime for it, as told or else the first that works here."""
     if runtime is not None and (reason := why_unavailable(runtime)) is not None:
         raise ConfigError(f"runtime {runtime!r} does not work on this machine: {reason}")
+    disabled = _disabled(bundle, device)
     candidates = bundle.artifacts if artifact is None else (bundle.artifact(artifact).spec,)
+    refused: list[tuple[str, str]] = []
     for spec in candidates:
-        fitting = runtimes_for(spec.format)
-        if runtime in fitting:
-            return bundle.artifact(spec.path), runtime
-        if runtime is None and fitting:
-            return bundle.artifact(spec.path), fitting[0]
+        for name in runtimes_for(spec.format):
+            if runtime in (None, name):
+                if (spec.name, name) not in disabled:
+                    return bundle.artifact(spec.path), name
+                refused.append((spec.name, name))
+    if refused:
+        raise ConfigError(_why_disabled(bundle, device, disabled, refused))
     have = ", ".join(spec.name for spec in candidates) or "no artifact"
     if runtime is not None:
         raise ConfigError(f"runtime {runtime!r} runs {runtime_class(runtime).format} artifacts; {bundle.path} offers: {have}")
     formats = dict.fromkeys(spec.format for spec in candidates)
     reasons = [why_unavailable(name) for format in formats for name in runtimes_for(format, installed_only=False)]
     raise ConfigError(f"nothing on this machine runs {have} of {bundle.path}: {'; '.join(filter(None, reasons))}")
+
+
+def _disabled(bundle: Bundle, device: str) -> dict[tuple[str, str], str]:
+    """What the bundle's evidence disables on this device; a device that it does not know is worth a warning."""
+    if not device:
+        return {}
+    records = device_evidence(bundle)
+    if records and device not in {record.device for record in records}:
+        checked = ", ".join(sorted({record.device for record in records}))
+        _log.warning("%s: never checked on the device %r, so nothing is disabled; checked on: %s", bundle.path, device, checked)
+    return disabled_on(records, device)
+
+
+def _why_disabled(
+    bundle: Bundle, device: str, disabled: Mapping[tuple[str, str], str], refused: Sequence[tuple[str, str]]
+) -> str:
+    pairs = [(spec.name, name) for spec in bundle.artifacts for name in runtimes_for(spec.format)]
+    instead = next((pair for pair in pairs if pair not in disabled), None)
+    mend = (
+        f"use {instead[0]} in {instead[1]} instead"
+        if instead is not None
+        else "nothing else in the bundle runs here: export another precision and check it with samespace check --disable"
+    )
+    reasons = "; ".join(f"{artifact} in {name}: {disabled[artifact, name]}" for artifact, name in refused)
+    return f"{bundle.path}: disabled on the device {device!r}: {reasons}; {mend}"

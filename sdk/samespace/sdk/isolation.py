@@ -186,22 +186,22 @@ class Child:
         command: by default :mod:`samespace.sdk.isolation_child` in this Python.
         session: give it a session of its own, so that what it starts ends with it. Without, it ends with this process's
             session; then it must start nothing itself.
+        inherit: give it this process's whole environment, the user's home included: for our own code, never for a stranger's.
     """
 
-    def __init__(self, command: Sequence[str] | None = None, *, session: bool = True) -> None:
+    def __init__(self, command: Sequence[str] | None = None, *, session: bool = True, inherit: bool = False) -> None:
         self._own_session = session
         self._folder = tempfile.TemporaryDirectory(prefix="samespace-isolated-", ignore_cleanup_errors=True)
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - a file, since a pipe that nobody reads would block the child
-        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        environment = {name: os.environ[name] for name in (os.environ if inherit else _ENVIRONMENT) if name in os.environ}
         environment |= {
             # What this process can import, the child can; but not what lies in the folder it was started from.
             "PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path if entry),
             "TMPDIR": self._folder.name,
-            "HOME": self._folder.name,
-            # Address space that is reserved per core and never used would count against the limit.
-            "MALLOC_ARENA_MAX": "2",
-            "OPENBLAS_NUM_THREADS": "1",
         }
+        if not inherit:
+            # Address space that is reserved per core and never used would count against the limit.
+            environment |= {"HOME": self._folder.name, "MALLOC_ARENA_MAX": "2", "OPENBLAS_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             command or [sys.executable, "-P", "-m", "samespace.sdk.isolation_child"],
             stdin=subprocess.PIPE,

@@ -1,8 +1,9 @@
 """A plug-in for pytest: ``pytest --samespace-bundle phone.samespace`` checks a bundle in your own CI, beside your own tests.
 
-One test for each artifact in each runtime that is installed; it fails with the verdict's reasons and diagnosis. The fixtures
-``samespace_bundle``, ``samespace_probes``, ``samespace_gallery``, ``samespace_embedder``, ``samespace_report`` and
-``samespace_check`` are for tests of your own. Without the option nothing is collected, and nothing of samespace is imported.
+One test for each artifact in each runtime that is installed, here or on each ``--samespace-device``; it fails with the
+verdict's reasons and diagnosis. The fixtures ``samespace_bundle``, ``samespace_probes``, ``samespace_gallery``,
+``samespace_embedder``, ``samespace_report`` and ``samespace_check`` are for tests of your own. Without the option nothing is
+collected, and nothing of samespace is imported.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from samespace.sdk.bundle import Bundle
     from samespace.sdk.check import CompatibilityReport, GallerySample
-    from samespace.sdk.check.suite import Suite
+    from samespace.sdk.check.suite import Suite, SuiteJob
     from samespace.sdk.embedder import Embedder
     from samespace.sdk.probes import ProbeSet
 
@@ -34,6 +35,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--samespace-artifact", action="append", metavar="NAME", help="Artifact (onnx-fp32) or format; may be repeated."
     )
     group.addoption("--samespace-runtime", action="append", metavar="NAME", help="Runtime to check in; may be repeated.")
+    group.addoption(
+        "--samespace-device", action="append", metavar="NAME", help="Device to check on (a53,browser); may be repeated."
+    )
     group.addoption("--samespace-gallery", metavar="FILE", help="Gallery, .npz; by default the bundle's sample.")
     group.addoption("--samespace-allow-unsigned", action="store_true", help="Open a bundle that nobody trusted signed.")
     group.addoption(
@@ -46,6 +50,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", "samespace: compatibility of an artifact in a runtime")
 
 
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Whatever a device started ends with the session."""
+    if _SUITE in config.stash:
+        config.stash[_SUITE].close()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
     """Add the suite before ``-k`` and ``-m`` choose."""
@@ -53,8 +63,8 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
         return
     suite = _suite(config)
     folder = _Checks.from_parent(session, name="samespace", nodeid="samespace")
-    for artifact, runtime, why in suite.jobs:
-        item = _Check.from_parent(folder, name=f"{artifact}[{runtime or 'no runtime'}]", job=(artifact, runtime, why))
+    for job in suite.jobs:
+        item = _Check.from_parent(folder, name=job.name, job=job)
         item.add_marker("samespace")
         items.append(item)
 
@@ -67,18 +77,18 @@ class _Checks(pytest.Collector):
 
 
 class _Check(pytest.Item):
-    """One artifact in one runtime."""
+    """One artifact in one runtime on one device."""
 
-    def __init__(self, *, job: tuple[str, str, str], **options: Any) -> None:
+    def __init__(self, *, job: SuiteJob, **options: Any) -> None:
         super().__init__(**options)
         self._job = job
 
     def runtest(self) -> None:
-        artifact, runtime, why = self._job
-        if why:
-            pytest.skip(why)
+        job = self._job
+        if job.why:
+            pytest.skip(job.why)
         suite = _suite(self.config)
-        report = suite.report(artifact, runtime)
+        report = suite.report(job.artifact, job.runtime, job.device)
         self.add_report_section("call", "samespace", suite.described(report))
         suite.expect(report)
 
@@ -121,7 +131,7 @@ def samespace_embedder(request: pytest.FixtureRequest) -> Iterator[Embedder]:
 
 @pytest.fixture(scope="session")
 def samespace_report(request: pytest.FixtureRequest) -> Callable[..., CompatibilityReport]:
-    """``samespace_report(artifact=None, runtime=None)``: what was measured; each is measured once in a session."""
+    """``samespace_report(artifact=None, runtime=None, device=None)``: what was measured; each is measured once in a session."""
     return _wanted(request).report
 
 
@@ -167,10 +177,16 @@ def _suite(config: pytest.Config) -> Suite:
                 None if gallery is None else _found(config, gallery),
                 allow_unsigned=bool(config.getoption("--samespace-allow-unsigned")),
                 allow_inconclusive=bool(config.getoption("--samespace-allow-inconclusive")),
+                devices=_devices(config),
             )
         except SamespaceError as error:
             raise pytest.UsageError(str(error)) from None
     return config.stash[_SUITE]
+
+
+def _devices(config: pytest.Config) -> list[str]:
+    named = config.getoption("--samespace-device") or ["host"]
+    return [name.strip() for text in named for name in text.split(",")]
 
 
 def _found(config: pytest.Config, path: str) -> Path:

@@ -36,7 +36,7 @@ class HostDevice:
         tensors = bundle.manifest.model.preprocess.batch(images)
         refused, embeddings = "", None
         try:
-            with Embedder.open(bundle, runtime, artifact, options) as embedder:
+            with Embedder.open(bundle, runtime, artifact, options, device="") as embedder:
                 # As the artifact gives them: what is no embedding, the check refuses and the diagnosis looks at.
                 embeddings = embedder.runtime.run(tensors)
         except RuntimeFailure as error:

@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
+from importlib.metadata import version
 from string import Template
 
 from samespace.sdk.check.gate import Gate, Outcome, Verdict, worst_outcome
+from samespace.sdk.check.matrix import Matrix, counted
+from samespace.sdk.check.matrix_render import matrix_html
 from samespace.sdk.check.render import HEADINGS, foot, rows, title
 from samespace.sdk.check.report import Case, CompatibilityReport, Found
 
@@ -65,27 +68,32 @@ $checks
 """)
 
 
-def page(checks: Sequence[tuple[CompatibilityReport, Verdict]], gates: Sequence[Gate] | None = None) -> str:
+def page(
+    checks: Sequence[tuple[CompatibilityReport, Verdict]], gates: Sequence[Gate] | None = None, matrix: Matrix | None = None
+) -> str:
     """The page of some checks, at least one.
 
     Args:
         checks: reports with their verdicts.
         gates: that judged them, for the limit in the plots; by default each report's own.
+        matrix: of the devices that they are from; it takes the place of the list, and then there may be no check.
     """
     reports = [report for report, _ in checks]
-    outcome = worst_outcome([verdict.outcome for _, verdict in checks])
+    outcome = worst_outcome([verdict.outcome for _, verdict in checks]) if matrix is None else matrix.outcome
     passed = sum(verdict.outcome == "pass" for _, verdict in checks)
-    models = ", ".join(dict.fromkeys(report.model for report in reports))
+    models = ", ".join(dict.fromkeys(report.model for report in reports)) if matrix is None else matrix.model
+    counts = f"{passed} of {len(checks)} checks passed" if matrix is None else counted(matrix.cells)
+    bundles = ", ".join(dict.fromkeys(r.bundle for r in reports)) if matrix is None else matrix.bundle
     limits = gates or [Gate.of(report) for report in reports]
     return _PAGE.substitute(
         title=escape(f"{outcome}: {models}"),
         heading=f'{escape(models)}: <span class="{outcome}">{_SAID[outcome]}</span>',
-        about=escape(f"{passed} of {len(checks)} checks passed. Bundle {', '.join(dict.fromkeys(r.bundle for r in reports))}"),
-        overview=_overview(checks),
+        about=escape(f"{counts}. Bundle {bundles}"),
+        overview=_overview(checks) if matrix is None else matrix_html(matrix),
         checks="\n".join(
             _check(at, report, verdict, gate) for at, ((report, verdict), gate) in enumerate(zip(checks, limits, strict=True))
         ),
-        version=escape(reports[0].samespace),
+        version=escape(reports[0].samespace if reports else version("samespace")),
     )
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +12,7 @@ import typer
 from samespace.sdk.errors import ConfigError
 
 if TYPE_CHECKING:
-    from samespace.sdk.bundle import Bundle
-    from samespace.sdk.check import CompatibilityReport, GallerySample, ServiceGallery, Settings
+    from samespace.sdk.check import CompatibilityReport, Settings
 
 __all__ = ["app"]
 
@@ -81,8 +79,30 @@ def check(
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option(help="Device to check on; with --embeddings what to call the phone.", show_default="host, or app"),
+        typer.Option(
+            help="Device to check on, or several (a53,a76,browser) in one matrix; with --embeddings what to call the phone.",
+            show_default="host, or app",
+        ),
     ] = None,
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="One line a check, with the difference to this machine, for one device, too.")
+    ] = False,
+    disable: Annotated[
+        bool,
+        typer.Option(
+            "--disable",
+            help="Write the outcome into the bundle, disable there what fails, device by device, and sign it again.",
+        ),
+    ] = False,
+    key: Annotated[
+        Path | None, typer.Option(help="With --disable: private key to sign with.", show_default="this machine's default key")
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="That one artifact may take on one of several devices.")
+    ] = 900.0,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Measure everything, also what an interrupted run on several devices had finished.")
+    ] = False,
     allow_unsigned: Annotated[
         bool,
         typer.Option(
@@ -107,14 +127,6 @@ def check(
     from samespace.sdk.cli.check_files import finish, saved
 
     settings = Settings(seed=seed, threads=threads)
-    if report is not None:
-        reports = saved(report)
-    elif embeddings is not None:
-        assert bundle is not None
-        reports = _from_app(bundle, artifact or [], embeddings, tensors, gallery, device, allow_unsigned, settings)
-    else:
-        assert bundle is not None
-        reports = _measured(bundle, runtime or [], artifact or [], gallery, device or "host", allow_unsigned, settings)
     limits = {
         "worst_cosine": worst_cosine,
         "overlap": overlap and overlap / 100,
@@ -122,7 +134,29 @@ def check(
         "hard_overlap": hard_overlap and hard_overlap / 100,
         "hard_margin": hard_margin and hard_margin / 100,
     }
-    finish(reports, {name: limit for name, limit in limits.items() if limit is not None}, json_file, html_file)
+    limits = {name: limit for name, limit in limits.items() if limit is not None}
+    devices = [] if embeddings is not None else [name.strip() for name in (device or "host").split(",")]
+    several = len(devices) > 1 or matrix or disable
+    if several and (report is not None or embeddings is not None):
+        raise typer.BadParameter("checks on devices: leave --report and --embeddings out", param_hint="--matrix, --disable")
+    if key is not None and not disable:
+        raise typer.BadParameter("signs what --disable writes; without it nothing is signed", param_hint="--key")
+    if several:
+        assert bundle is not None
+        from samespace.sdk.check.device_process import Task
+        from samespace.sdk.cli.check_matrix import check_matrix
+
+        task = Task(bundle, gallery, settings, allow_unsigned, timeout)
+        check_matrix(task, devices, artifact or [], runtime or [], limits, json_file, html_file, fresh, disable, key)
+    if report is not None:
+        reports = saved(report)
+    elif embeddings is not None:
+        assert bundle is not None
+        reports = _from_app(bundle, artifact or [], embeddings, tensors, gallery, device, allow_unsigned, settings)
+    else:
+        assert bundle is not None
+        reports = _measured(bundle, runtime or [], artifact or [], gallery, devices[0], allow_unsigned, settings)
+    finish(reports, limits, json_file, html_file)
 
 
 def _from_app(
@@ -137,6 +171,7 @@ def _from_app(
 ) -> list[CompatibilityReport]:
     from samespace.sdk.bundle import Bundle
     from samespace.sdk.check import AppDevice, measure
+    from samespace.sdk.check.searched import read_gallery, searched
 
     opened = Bundle.open(path, allow_unsigned=allow_unsigned)
     if len(artifacts) != 1 and (artifacts or len(opened.artifacts) != 1):
@@ -144,8 +179,8 @@ def _from_app(
         raise ConfigError(f"{path}: say with --artifact which one the app runs; there is: {there}")
     spec = opened.artifact(artifacts[0]).spec if artifacts else opened.artifacts[0]
     app = AppDevice.from_files(opened, embeddings, tensors, name or "app")
-    with _searched(gallery, _read_gallery(gallery), opened, spec.path, None) as searched:
-        return [measure(opened, spec.path, device=app, gallery=searched, settings=settings)]
+    with searched(gallery, read_gallery(gallery), opened, spec.path, None) as found:
+        return [measure(opened, spec.path, device=app, gallery=found, settings=settings)]
 
 
 def _measured(
@@ -160,49 +195,24 @@ def _measured(
     from samespace.sdk.bundle import Bundle
     from samespace.sdk.check import measure
     from samespace.sdk.check.jobs import choose_jobs
+    from samespace.sdk.check.searched import read_gallery, searched
     from samespace.sdk.cli.progress import progress
     from samespace.sdk.devices import open_device
     from samespace.sdk.probes import ProbeSet
 
-    device = open_device(device_name)
-    opened = Bundle.open(path, allow_unsigned=allow_unsigned)
-    probes = ProbeSet.from_bundle(opened)
-    jobs, unchecked = choose_jobs(opened, device, runtimes, artifacts)
-    for name, why in unchecked:
-        print(f"not checked: {name}, {why}", file=sys.stderr)
-    sample = _read_gallery(gallery)
-    reports = []
-    with progress("Checking", total=len(jobs)) as bar:
-        for artifact_path, runtime in jobs:
-            with _searched(gallery, sample, opened, artifact_path, runtime) as searched:
-                reports.append(
-                    measure(opened, artifact_path, runtime, device=device, gallery=searched, probes=probes, settings=settings)
-                )
-            bar.advance(1, reports[-1].title)
-    return reports
-
-
-def _is_url(gallery: str | None) -> bool:
-    return gallery is not None and gallery.startswith(("http://", "https://"))
-
-
-def _read_gallery(gallery: str | None) -> GallerySample | None:
-    from samespace.sdk.check import GallerySample
-
-    return None if gallery is None or _is_url(gallery) else GallerySample.from_file(Path(gallery))
-
-
-@contextmanager
-def _searched(
-    gallery: str | None, sample: GallerySample | None, bundle: Bundle, artifact: str, runtime: str | None
-) -> Iterator[GallerySample | ServiceGallery | None]:
-    """The gallery for one check: a service must first admit the artifact under check."""
-    if gallery is None or not _is_url(gallery):
-        yield sample
-        return
-    from samespace.sdk.check import ServiceGallery
-    from samespace.sdk.embedder import Embedder
-    from samespace.sdk.gallery import GalleryClient
-
-    with Embedder.open(bundle, runtime, artifact) as embedder, GalleryClient(gallery, embedder, bundle=bundle) as client:
-        yield ServiceGallery.admitted(client)
+    with closing(open_device(device_name)) as device:
+        opened = Bundle.open(path, allow_unsigned=allow_unsigned)
+        probes = ProbeSet.from_bundle(opened)
+        jobs, unchecked = choose_jobs(opened, device, runtimes, artifacts)
+        for name, why in unchecked:
+            print(f"not checked: {name}, {why}", file=sys.stderr)
+        sample = read_gallery(gallery)
+        reports = []
+        with progress("Checking", total=len(jobs)) as bar:
+            for artifact, runtime in jobs:
+                with searched(gallery, sample, opened, artifact, runtime) as found:
+                    reports.append(
+                        measure(opened, artifact, runtime, device=device, gallery=found, probes=probes, settings=settings)
+                    )
+                bar.advance(1, reports[-1].title)
+        return reports

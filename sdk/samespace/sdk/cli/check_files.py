@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,10 @@ import typer
 from samespace.sdk.errors import ConfigError
 
 if TYPE_CHECKING:
-    from samespace.sdk.check import CompatibilityReport
+    from samespace.sdk.check import CompatibilityReport, Verdict
+    from samespace.sdk.check.gate import Outcome
 
-__all__ = ["finish", "saved"]
+__all__ = ["finish", "refuse_unwritable", "saved", "write_json"]
 
 #: Of the file that --json writes and --report reads.
 _FILE_VERSION = 1
@@ -41,6 +43,41 @@ def saved(path: Path) -> list[CompatibilityReport]:
     return [CompatibilityReport.parse(json.dumps(entry), str(path)) for entry in entries]
 
 
+def refuse_unwritable(path: Path | None) -> None:
+    """Before anything is measured.
+
+    Raises:
+        ConfigError: nothing can be written at ``path``.
+    """
+    if path is None or str(path) == "-":
+        return
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ConfigError(f"{path}: cannot be written; name a file in a folder that can")
+
+
+def write_json(path: Path | None, outcome: Outcome, checks: Sequence[tuple[CompatibilityReport, Verdict]], **more: Any) -> bool:
+    """Write what ``--json`` asks for; says whether it went to standard output, where nothing else belongs then."""
+    from samespace.sdk.files import atomic_write
+
+    if path is None:
+        return False
+    content: dict[str, Any] = {
+        "format_version": _FILE_VERSION,
+        "outcome": outcome,
+        **more,
+        "checks": [
+            {"report": report.model_dump(mode="json"), "verdict": verdict.model_dump(mode="json")} for report, verdict in checks
+        ],
+    }
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    if str(path) == "-":
+        print(text, end="")
+        return True
+    atomic_write(path, text)
+    return False
+
+
 def finish(
     reports: list[CompatibilityReport], limits: Mapping[str, float], json_file: Path | None, html_file: Path | None
 ) -> None:
@@ -55,21 +92,7 @@ def finish(
     gates = [Gate.of(report).replaced(**limits) for report in reports]
     verdicts = [gate.judge(report) for gate, report in zip(gates, reports, strict=True)]
     outcome = worst_outcome([verdict.outcome for verdict in verdicts])
-    to_stdout = json_file is not None and str(json_file) == "-"
-    if json_file is not None:
-        content: dict[str, Any] = {
-            "format_version": _FILE_VERSION,
-            "outcome": outcome,
-            "checks": [
-                {"report": report.model_dump(mode="json"), "verdict": verdict.model_dump(mode="json")}
-                for report, verdict in zip(reports, verdicts, strict=True)
-            ],
-        }
-        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-        if to_stdout:
-            print(text, end="")
-        else:
-            atomic_write(json_file, text)
+    to_stdout = write_json(json_file, outcome, list(zip(reports, verdicts, strict=True)))
     if html_file is not None:
         atomic_write(html_file, page(list(zip(reports, verdicts, strict=True)), gates))
     if not to_stdout:
