@@ -94,7 +94,13 @@ class SpaceMismatchError(SamespaceError):
 
 
 class EmbeddingError(SamespaceError):
-    """NaN, infinite or zero-norm vectors."""
+    """NaN, infinite or zero-norm vectors.
+
+    Attributes:
+        causes: of a refused handshake: the known mistakes that explain it, best first.
+    """
+
+    causes: tuple[str, ...] = ()
 
 
 class ExportError(SamespaceError):
@@ -110,4 +116,10 @@ class GalleryUnavailableError(GalleryError):
 
 
 class HandshakeRefusedError(GalleryError):
-    """The device's embeddings do not fit the gallery."""
+    """The device's embeddings do not fit the gallery.
+
+    Attributes:
+        causes: the known mistakes that explain it, best first; empty when none does.
+    """
+
+    causes: tuple[str, ...] = ()

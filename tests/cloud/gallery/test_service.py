@@ -174,7 +174,7 @@ def test_k_has_bounds(connect, gallery_world, k: int) -> None:
 def test_a_model_that_was_not_introduced_needs_a_bundle_to_be(connect, gallery_world) -> None:
     filled(connect, gallery_world)
     bare = connect("phone")
-    bare._bundle = None
+    bare.session._bundle = None
     with pytest.raises(SpaceMismatchError, match="introduce it with its bundle"):
         bare.search(gallery_world.probes[0])
 
@@ -229,7 +229,7 @@ def test_a_token_that_ran_out_is_renewed_once(gallery_world) -> None:
     first = phone.handshake()
     now[0] += first.expires_in + 1
     phone.search(gallery_world.probes[0])
-    assert phone._admission.token != first.token
+    assert phone.run(phone.session.admission()).token != first.token
 
 
 def problem(response: httpx.Response) -> dict:

@@ -1,4 +1,4 @@
-"""``samespace gallery serve | add | search``."""
+"""``samespace gallery serve | add | search | key``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from samespace.cloud.cli.gallery_keys import app as keys_app
 from samespace.sdk.cli.progress import progress
 from samespace.sdk.errors import DataError
 
@@ -24,6 +25,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.add_typer(keys_app, name="key")
+
 _Bundle = Annotated[Path, typer.Option("--bundle", help="The bundle that embeds.", show_default=False)]
 _Gallery = Annotated[str, typer.Option("--gallery", help="URL of the service.")]
 _Runtime = Annotated[
@@ -36,26 +39,67 @@ _Json = Annotated[bool, typer.Option("--json", help="Machine-readable output on 
 @app.command(epilog="Example: samespace gallery serve --bundle cloud.samespace --data ./gallery")
 def serve(
     bundle: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
-            "--bundle", help="The cloud model's bundle: founds its space, if it is not there yet.", show_default=False
+            "--bundle",
+            help="The cloud model's bundle: founds its space, if it is not there yet. Repeat it with the bundles of devices: "
+            "their handshakes are then judged by their own model's embeddings, and mistakes are named.",
+            show_default=False,
         ),
     ] = None,
     data: Annotated[
         Path | None, typer.Option("--data", help="Folder of an embedded PostgreSQL. [default: the user's data folder]")
     ] = None,
-    database: Annotated[str | None, typer.Option("--database", help="URL of a PostgreSQL with pgvector instead.")] = None,
+    database: Annotated[
+        str | None,
+        typer.Option("--database", envvar="SAMESPACE_GALLERY_DATABASE", help="URL of a PostgreSQL with pgvector instead."),
+    ] = None,
     memory: Annotated[bool, typer.Option("--memory", help="Keep nothing: all in memory.")] = False,
     index: Annotated[str | None, typer.Option("--index", help="Another vector index than the store's own.")] = None,
     index_url: Annotated[str, typer.Option("--index-url", help="URL of the index's own server, if it has one.")] = "",
     host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port to listen at; 0 takes a free one.", min=0, max=65535)] = 8765,
+    keys: Annotated[
+        str, typer.Option("--keys", help="Ask for API keys: on, off, or auto: when there are any, or --host is not local.")
+    ] = "auto",
+    unverified: Annotated[
+        str, typer.Option("--unverified", help="A device that does not fit: refuse it, or warn: it may search, with a warning.")
+    ] = "refuse",
+    drifting: Annotated[
+        str, typer.Option("--drifting", help="A kind of device whose queries moved away: warn, or refuse it.")
+    ] = "warn",
+    rate: Annotated[
+        float, typer.Option("--rate", help="Requests a second of each API key, or address without keys; 0: any.", min=0)
+    ] = 0.0,
+    max_body: Annotated[int, typer.Option("--max-body", help="MiB of a request.", min=1, max=1024)] = 24,
+    connections: Annotated[int, typer.Option("--connections", help="Open at once.", min=1)] = 2048,
+    drain: Annotated[
+        float, typer.Option("--drain", help="Seconds between saying 'not ready' and stopping, when told to stop.", min=0)
+    ] = 0.0,
+    log_requests: Annotated[bool, typer.Option("--log-requests", help="One JSON line on stderr for each request.")] = False,
+    secret_file: Annotated[
+        Path | None,
+        typer.Option("--secret-file", help="32 or more bytes that sign tokens: the same for all instances of one service."),
+    ] = None,
     runtime: _Runtime = None,
     allow_unsigned: _Unsigned = False,
     as_json: _Json = False,
 ) -> None:
     """Serve a gallery until Ctrl-C; prints one line when it is ready."""
     from samespace.cloud.gallery.serve import Address, serve_gallery
+    from samespace.cloud.gallery.serve_options import serve_options
+
+    options = serve_options(
+        keys=keys,
+        unverified=unverified,
+        drifting=drifting,
+        rate=rate,
+        max_body=max_body,
+        connections=connections,
+        drain=drain,
+        log_requests=log_requests,
+        secret_file=secret_file,
+    )
 
     def ready(url: str, place: str, spaces: list[dict[str, str | int]]) -> None:
         if as_json:
@@ -74,6 +118,7 @@ def serve(
         index_url=index_url,
         runtime=runtime,
         allow_unsigned=allow_unsigned,
+        options=options,
         ready=ready,
     )
 

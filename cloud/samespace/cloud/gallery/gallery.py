@@ -7,39 +7,35 @@ the dimension of the space, is it finite and of unit norm.
 
 from __future__ import annotations
 
-import random
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
+from samespace.cloud.gallery.browsing import partition_of
 from samespace.cloud.gallery.evidence import Evidence
-from samespace.cloud.gallery.handshake import HandshakePolicy, Judgement, judge_by_record, judge_same_model
-from samespace.cloud.gallery.indexes.base import Hit, Metadata, StoredItem, VectorIndex
-from samespace.cloud.gallery.membership import MIN_CHALLENGES, Claim, Introduction, Membership
-from samespace.cloud.gallery.registry import SERVING, Registry
+from samespace.cloud.gallery.filling import Filling
+from samespace.cloud.gallery.handshake import HandshakePolicy
+from samespace.cloud.gallery.indexes.base import Filter, Hit, Place, VectorIndex
+from samespace.cloud.gallery.journal import Journal, journal_beside
+from samespace.cloud.gallery.membership import Claim, Introduction, Membership
+from samespace.cloud.gallery.reception import Admitted, Reception
+from samespace.cloud.gallery.references import challenge_set, make_references
+from samespace.cloud.gallery.registry import SERVING, Challenge, RegisteredRecord, Registry
+from samespace.cloud.gallery.shelf import Shelf, shelf_beside
 from samespace.cloud.gallery.tokens import TokenMaker
 from samespace.cloud.gallery.vectors import checked_vectors
-from samespace.sdk.errors import ConfigError, GalleryError, HandshakeRefusedError, SpaceMismatchError
+from samespace.sdk.bundle import Bundle
+from samespace.sdk.errors import ConfigError
+from samespace.sdk.gallery.wire import UnknownTokenError
 from samespace.sdk.identity import SpaceRecord
 
-__all__ = ["Admitted", "Gallery", "SpaceSummary"]
-
-
-@dataclass(frozen=True)
-class Admitted:
-    """A passed handshake."""
-
-    token: str
-    seconds: float
-    claim: Claim
-    serving_model_id: str
-    judgement: Judgement
+__all__ = ["Admitted", "Gallery", "SpaceSummary", "partition_of"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,7 @@ class SpaceSummary:
     items: int
 
 
-class Gallery:
+class Gallery(Filling):
     """All spaces of one registry and one vector index. A context manager; safe to share between threads.
 
     Args:
@@ -59,9 +55,13 @@ class Gallery:
         index: the vectors.
         policy: how handshakes are held.
         secret: signs tokens; by default new, so that a restart makes every device shake hands again.
+        shelf: small documents; by default beside the registry.
+        journal: changes and answers; by default beside the registry.
         clock: for tests.
 
     Attributes:
+        policy: how handshakes are held.
+        shelf: small documents beside the registry: references, API keys.
         members: which models belong to which space, and what may be compared; introduce models and records there.
     """
 
@@ -72,14 +72,16 @@ class Gallery:
         *,
         policy: HandshakePolicy | None = None,
         secret: bytes | None = None,
+        shelf: Shelf | None = None,
+        journal: Journal | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.members = Membership(registry)
+        super().__init__(Membership(registry), index, journal if journal is not None else journal_beside(registry))
         self._registry = registry
-        self._index = index
-        self._policy = policy or HandshakePolicy()
+        self.policy = policy or HandshakePolicy()
+        self.shelf = shelf if shelf is not None else shelf_beside(registry)
         self._tokens = TokenMaker(secret or secrets.token_bytes(32), clock)
-        self._chance = random.SystemRandom()
+        self._reception = Reception(registry, self.members, self.shelf, self._tokens, self.policy, clock)
         for space, serving in self._served():
             self._index.prepare(serving, space.dim)
 
@@ -89,10 +91,33 @@ class Gallery:
         self._index.prepare(introduction.serving_model_id, evidence.manifest.space.dim)
         return introduction
 
-    def spaces(self) -> tuple[SpaceSummary, ...]:
-        """What is here; asks the store, so it also says whether the store answers."""
+    def spaces(self, tenant: str = "") -> tuple[SpaceSummary, ...]:
+        """What is here, with the items of a tenant; asks the store, so it also says whether the store answers."""
         self._registry.ping()
-        return tuple(SpaceSummary(space, serving, self._index.count(serving)) for space, serving in self._served())
+        summaries = []
+        for space, serving in self._served():
+            partition = self._partition(tenant, space.space_id, serving)
+            summaries.append(SpaceSummary(space, serving, self._index.count(partition)))
+        return tuple(summaries)
+
+    def ping(self) -> None:
+        """Return when the store answers.
+
+        Raises:
+            GalleryUnavailableError: it does not.
+        """
+        self._registry.ping()
+
+    def record(self, query_id: str, gallery_model_id: str) -> RegisteredRecord | None:
+        """The record that counts for a pair."""
+        return self._registry.record(query_id, gallery_model_id)
+
+    def told_device(self, challenge: str) -> bool:
+        """Whether who asked for this challenge said what kind of device it is; False for what is no challenge."""
+        try:
+            return bool(self._tokens.read("challenge", challenge)["claim"]["device"])
+        except UnknownTokenError:
+            return False
 
     def challenge(self, claim: Claim) -> tuple[str, tuple[bytes, ...]]:
         """An opaque challenge and its pictures.
@@ -101,47 +126,11 @@ class Gallery:
             UnknownModelError: the model, or this artifact of it, was not introduced.
             SpaceMismatchError: the space is not here, or the model may not be compared with its vectors.
         """
-        self.members.member(claim)
-        serving = self.members.serving(claim.space_id)
-        self.members.comparable(claim, serving)
-        challenges = self._registry.challenges(serving)
-        if len(challenges) < MIN_CHALLENGES:
-            raise GalleryError(f"the model {serving} has no challenge pictures in this registry; found the space again")
-        chosen = self._chance.sample(challenges, min(self._policy.pictures, len(challenges)))
-        content = {"claim": asdict(claim), "serving": serving, "names": [challenge.name for challenge in chosen]}
-        return self._tokens.make("challenge", content, self._policy.answer_seconds), tuple(c.image for c in chosen)
+        return self._reception.challenge(claim)
 
-    def answer(self, challenge: str, embeddings: npt.NDArray[np.floating]) -> Admitted:
-        """Judge a device's ``(n, d)`` embeddings of the challenge's pictures.
-
-        Raises:
-            HandshakeRefusedError: they do not fit; says how far off they are and, where it can be told, why.
-            EmbeddingError, SpaceMismatchError: they are no embeddings of the space.
-        """
-        content = self._tokens.read("challenge", challenge)
-        claim, serving = Claim(**content["claim"]), content["serving"]
-        space, model = self.members.space(claim.space_id), self.members.member(claim)
-        answer = checked_vectors(embeddings, space.dim, space.space_id, lambda row: f"answer {row}")
-        by_name = {challenge.name: challenge for challenge in self._registry.challenges(serving)}
-        if len(answer) != len(content["names"]) or not set(content["names"]) <= by_name.keys():
-            raise HandshakeRefusedError(
-                f"the challenge has {len(content['names'])} pictures, the answer {len(answer)} embeddings; embed each "
-                "picture of the challenge, in its order"
-            )
-        expected = np.stack([by_name[name].embedding for name in content["names"]])
-        record = self.members.comparable(claim, serving)
-        if record is None:
-            artifact = model.artifact(claim.artifact_id)
-            judgement = judge_same_model(answer, expected, model.gates, artifact.precision if artifact else "fp32")
-        else:
-            judgement = judge_by_record(answer, expected, record.report, self._policy)
-        if not judgement.accepted:
-            raise HandshakeRefusedError(
-                f"handshake refused for the artifact {claim.artifact_id[:12]} of {claim.model_id} in {claim.runtime}: "
-                f"{judgement.reason}. Run 'samespace check' on the device; it names the fault"
-            )
-        token = self._tokens.make("admission", {"claim": asdict(claim)}, self._policy.token_seconds)
-        return Admitted(token, self._policy.token_seconds, claim, serving, judgement)
+    def answer(self, challenge: str, embeddings: npt.NDArray[np.floating], tenant: str | None = None) -> Admitted:
+        """Judge a device's ``(n, d)`` embeddings of the challenge's pictures; errors as :meth:`Reception.answer`."""
+        return self._reception.answer(challenge, embeddings, tenant)
 
     def admitted(self, token: str) -> Claim:
         """Who holds this token.
@@ -151,40 +140,59 @@ class Gallery:
         """
         return Claim(**self._tokens.read("admission", token)["claim"])
 
-    def add(
-        self,
-        claim: Claim,
-        space_id: str,
-        model_id: str,
-        ids: Sequence[str],
-        vectors: npt.NDArray[np.floating],
-        metadata: Sequence[Metadata],
-    ) -> tuple[str, ...]:
-        """Keep vectors of the serving model; all of them or none. An id that is there is replaced.
+    def refer(self, bundle: Bundle) -> tuple[str, ...]:
+        """Make the references of a bundle's artifacts, so that handshakes with them are judged by their own embeddings.
 
         Returns:
-            The ids; they are on disk.
+            The artifacts' ids.
 
         Raises:
-            SpaceMismatchError: another space, another model than the serving one, or another dimension.
-            EmbeddingError: NaN, infinite, zero or not of unit norm.
-            ConfigError: not as many ids as vectors.
+            SpaceMismatchError: the bundle's space is not here.
+            SignatureError: its signer is not trusted.
         """
-        space, serving = self._same(claim, space_id, model_id), self.members.serving(claim.space_id)
-        if model_id != serving:
-            raise SpaceMismatchError(
-                f"this gallery is made of vectors of the model {serving}, not of {model_id}: {model_id} may search "
-                "it, not fill it; embed with the bundle of the serving model"
+        challenges = self._reception.pictures(self.members.serving(bundle.manifest.space_id))
+        have = self._reception.references
+        if all(have.get(a.artifact_id, challenge_set(challenges)) is not None for a in bundle.manifest.artifacts):
+            return tuple(a.artifact_id for a in bundle.manifest.artifacts)
+        references = make_references(bundle, challenges)
+        for reference in references:
+            have.put(reference)
+        return tuple(reference.artifact_id for reference in references)
+
+    def set_alias(self, space_id: str, name: str, model_id: str) -> None:
+        """Let a name mean a model; ``serving`` is the one whose vectors answer searches.
+
+        Raises:
+            SpaceMismatchError, UnknownModelError: as :meth:`Membership.set_alias`.
+            ConfigError: to serve, a model needs a reference: devices are compared with it.
+        """
+        space = self.members.space(space_id)
+        if name == SERVING and model_id != (before := self.members.serving(space_id, now=True)):
+            self._prepare_to_serve(space, model_id, before)
+        self.members.set_alias(space_id, name, model_id)
+
+    def _prepare_to_serve(self, space: SpaceRecord, model_id: str, before: str) -> None:
+        pictures, model = self._reception.pictures(before), self._registry.model(model_id)
+        chosen = challenge_set(pictures)
+        if model is None or model.space_id != space.space_id:
+            return  # the members' own refusal says so
+        self._index.prepare(model_id, space.dim)
+        if challenge_set(self._registry.challenges(model_id)) == chosen:
+            return
+        found = (self._reception.references.get(artifact.artifact_id, chosen) for artifact in model.artifacts)
+        reference = next((reference for reference in found if reference is not None), None)
+        if reference is None:
+            raise ConfigError(
+                f"the model {model_id} cannot serve: it has no reference here; start the service with its bundle "
+                "(samespace gallery serve --bundle)"
             )
-        rows = checked_vectors(
-            vectors, space.dim, space.space_id, lambda row: f"item {ids[row]!r}" if row < len(ids) else f"vector {row}"
-        )
-        if not len(ids) == len(rows) == len(metadata):
-            raise ConfigError(f"{len(ids)} ids, {len(rows)} vectors, {len(metadata)} metadata: one of each per item")
-        if ids:
-            items = [StoredItem(*triple) for triple in zip(ids, rows, map(dict, metadata), strict=True)]
-            self._index.upsert(serving, items)
-        return tuple(ids)
+        rows = zip(pictures, reference.best, strict=True)
+        self._registry.put_challenges(model_id, tuple(Challenge(c.name, c.image, row) for c, row in rows))
+
+    def aliases(self, space_id: str) -> dict[str, str]:
+        """The serving alias of a space."""
+        self.members.space(space_id)
+        return {SERVING: self.members.serving(space_id, now=True)}
 
     def search(
         self,
@@ -195,40 +203,29 @@ class Gallery:
         k: int,
         *,
         exact: bool = False,
+        where: Filter | None = None,
+        after: Place | None = None,
     ) -> tuple[str, list[list[Hit]]]:
         """The model whose vectors were searched, and for each query its ``k`` nearest items, nearest first.
+
+        Args:
+            where: only items whose metadata match.
+            after: of one query: only hits behind this place.
 
         Raises:
             SpaceMismatchError: another space, another dimension, or no passing compatibility record (any more).
             EmbeddingError: NaN, infinite, zero or not of unit norm.
+            ConfigError: a place for more than one query.
         """
         space, serving = self._same(claim, space_id, model_id), self.members.serving(claim.space_id)
         self.members.comparable(claim, serving)
         rows = checked_vectors(queries, space.dim, space.space_id, lambda row: f"query {row}")
-        return serving, self._index.search(serving, rows, k, exact=exact)
-
-    def get(self, claim: Claim, item_id: str) -> tuple[str, StoredItem] | None:
-        """The serving model and its item of that id."""
-        serving = self.members.serving(claim.space_id)
-        item = self._index.get(serving, [item_id]).get(item_id)
-        return None if item is None else (serving, item)
-
-    def known(self, claim: Claim, ids: Sequence[str]) -> set[str]:
-        """Which of these items the serving model has."""
-        return self._index.known(self.members.serving(claim.space_id), ids)
-
-    def delete(self, claim: Claim, ids: Sequence[str]) -> int:
-        """Forget items; how many there were.
-
-        Raises:
-            SpaceMismatchError: only the serving model's holder may delete, as only it may add.
-        """
-        serving = self.members.serving(claim.space_id)
-        if claim.model_id != serving:
-            raise SpaceMismatchError(
-                f"the items were made by the model {serving}; {claim.model_id} may search them, not delete them"
-            )
-        return self._index.delete(serving, ids)
+        if after is not None and len(rows) != 1:
+            raise ConfigError(f"pages are turned for one query at a time; got {len(rows)}")
+        partition = self._partition(claim.tenant, claim.space_id, serving)
+        if not where and after is None:
+            return serving, self._index.search(partition, rows, k, exact=exact)
+        return serving, self._index.search(partition, rows, k, exact=exact, where=where, after=after)
 
     def close(self) -> None:
         """Give back what registry and index hold."""
@@ -245,17 +242,3 @@ class Gallery:
         """The spaces with their serving models, without one whose founding was cut short."""
         aliases = [(space, self._registry.alias(space.space_id, SERVING)) for space in self._registry.spaces()]
         return [(space, serving) for space, serving in aliases if serving is not None]
-
-    def _same(self, claim: Claim, space_id: str, model_id: str) -> SpaceRecord:
-        """The vectors are of the space and the model that shook hands."""
-        if space_id != claim.space_id:
-            raise SpaceMismatchError(
-                f"the vectors are of the space {space_id}, the handshake was for {claim.space_id}: they cannot be "
-                "compared; shake hands with a bundle of that space"
-            )
-        if model_id != claim.model_id:
-            raise SpaceMismatchError(
-                f"the vectors are of the model {model_id}, the handshake was for {claim.model_id}; shake hands with "
-                "that model's bundle"
-            )
-        return self.members.space(space_id)

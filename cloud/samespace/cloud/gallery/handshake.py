@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from samespace.cloud.gallery.evidence import MIN_SEPARATION, own_separation
 
-__all__ = ["HandshakePolicy", "Judgement", "judge_by_record", "judge_same_model"]
+__all__ = ["DEFAULT_GATES", "HandshakePolicy", "Judgement", "judge_by_record", "judge_same_model"]
 
 #: Gate for the cosine to the model's own embedding, where the bundle states none.
-_DEFAULT_GATES = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.95, "int8-dynamic": 0.95, "palette6": 0.95, "palette4": 0.9}
+DEFAULT_GATES = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.95, "int8-dynamic": 0.95, "palette6": 0.95, "palette4": 0.9}
 #: A separation may lie so many standard errors below the bar: few pictures say little.
 _SEPARATION_DEVIATIONS = 2.0
 #: A known mistake explains a mean cosine that is this near to its own.
@@ -24,7 +24,7 @@ _NEAR = 0.03
 
 @dataclass(frozen=True)
 class HandshakePolicy:
-    """How a handshake is held.
+    """How a handshake is held, and what becomes of who does not pass it.
 
     Attributes:
         pictures: challenges that a device must embed.
@@ -34,6 +34,9 @@ class HandshakePolicy:
             measured on.
         answer_seconds: a device has so long to embed them.
         token_seconds: so long it may search before it shakes hands again.
+        unverified: a device whose embeddings do not fit is refused, or may search and is warned with every answer; never may it
+            add or delete.
+        drifting: a kind of client whose queries moved away is refused until it is looked at, or warned.
     """
 
     pictures: int = 32
@@ -41,15 +44,18 @@ class HandshakePolicy:
     slack: float = 0.05
     answer_seconds: float = 300.0
     token_seconds: float = 3600.0
+    unverified: Literal["refuse", "warn"] = "refuse"
+    drifting: Literal["refuse", "warn"] = "warn"
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """Whether a device's embeddings fit, why not, and what was measured."""
+    """Whether a device's embeddings fit, why not, what was measured, and the mistakes that explain it, by name."""
 
     accepted: bool
     reason: str
     measured: dict[str, float]
+    causes: tuple[str, ...] = ()
 
 
 def judge_same_model(
@@ -61,7 +67,7 @@ def judge_same_model(
     sides, and ``1 - cos(2a)`` is ``4 (1 - cos(a))`` for small angles a.
     """
     cosines = np.einsum("ij,ij->i", answer.astype(np.float64), expected.astype(np.float64))
-    gate = gates.get(precision, {}).get("worst_cosine", _DEFAULT_GATES[precision])
+    gate = gates.get(precision, {}).get("worst_cosine", DEFAULT_GATES[precision])
     bar, worst = 1 - 4 * (1 - gate), float(cosines.min())
     measured = {"worst_cosine": worst, "mean_cosine": float(cosines.mean()), "bar": bar, "pictures": float(len(cosines))}
     reason = (

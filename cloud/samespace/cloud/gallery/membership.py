@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,16 +21,31 @@ __all__ = ["MIN_CHALLENGES", "Claim", "Introduction", "Membership"]
 
 #: With fewer pictures no handshake could tell right from wrong.
 MIN_CHALLENGES = 8
+#: Seconds for which an answer of the registry is believed: so long another process's alias or record may go unnoticed in
+#: searches. This process's own take effect at once, and writes always ask.
+_RECENT = 1.0
+#: Most answers that are kept so.
+_REMEMBERED = 4096
+_NONE = "none"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Who a device says it is; once admitted, who it is."""
+    """Who a device says it is; once admitted, who it is.
+
+    Attributes:
+        device: kind of device, as it says.
+        tenant: whose gallery it may use: that of its API key.
+        verified: False for one that did not pass and is let in with a warning.
+    """
 
     space_id: str
     model_id: str
     artifact_id: str
     runtime: str
+    device: str = ""
+    tenant: str = ""
+    verified: bool = True
 
 
 @dataclass(frozen=True)
@@ -51,6 +67,7 @@ class Membership:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
+        self._recent: dict[tuple[str, ...], tuple[float, Any]] = {}
 
     def found(self, evidence: Evidence, images: Sequence[bytes], embeddings: npt.NDArray[np.floating]) -> Introduction:
         """Found a space by its cloud model. A space that is there already stays as it is, its challenges too.
@@ -85,6 +102,7 @@ class Membership:
             # Last: a space that nothing serves is not there yet, so a crash before this line leaves nothing
             # half-founded.
             self._registry.set_alias(space.space_id, SERVING, model.model_id)
+            self._recent.clear()
         return self.introduce(evidence)
 
     def introduce(self, evidence: Evidence) -> Introduction:
@@ -103,6 +121,7 @@ class Membership:
         serving = self.serving(model.space_id)
         self._join(model)
         self._registry.put_model(model)
+        self._recent.clear()
         record = None
         if model.model_id != evidence.manifest.space.founder_model_id:
             record = measured_record(evidence)
@@ -123,6 +142,21 @@ class Membership:
                 "introduce it first"
             )
         self._registry.put_record(RegisteredRecord(record=record, signer=signer))
+        self._recent.clear()
+
+    def set_alias(self, space_id: str, name: str, model_id: str) -> None:
+        """Let a name mean a member of the space from now on.
+
+        Raises:
+            SpaceMismatchError: the space is not here.
+            UnknownModelError: the model is no member of it.
+        """
+        self.space(space_id)
+        model = self._registry.model(model_id)
+        if model is None or model.space_id != space_id:
+            raise UnknownModelError(f"the model {model_id} is no member of the space {space_id}; introduce it with its bundle")
+        self._registry.set_alias(space_id, name, model_id)
+        self._recent.clear()
 
     def space(self, space_id: str) -> SpaceRecord:
         """A space that is served here.
@@ -130,8 +164,8 @@ class Membership:
         Raises:
             SpaceMismatchError: it is not.
         """
-        space = self._registry.space(space_id)
-        if space is None or self._registry.alias(space_id, SERVING) is None:
+        space = self._recently("space", space_id, find=lambda: self._registry.space(space_id))
+        if space is None or self._recently("serving", space_id, find=lambda: self._registry.alias(space_id, SERVING)) is None:
             here = [s.space_id for s in self._registry.spaces() if self._registry.alias(s.space_id, SERVING) is not None]
             raise SpaceMismatchError(
                 f"the space {space_id} is not in this gallery, which holds {_listed(here)}; use a bundle of a space "
@@ -139,13 +173,17 @@ class Membership:
             )
         return space
 
-    def serving(self, space_id: str) -> str:
+    def serving(self, space_id: str, *, now: bool = False) -> str:
         """The model whose vectors answer searches in this space.
+
+        Args:
+            now: for a write: ask the registry, whatever was true a moment ago.
 
         Raises:
             GalleryError: there is none.
         """
-        model_id = self._registry.alias(space_id, SERVING)
+        find = lambda: self._registry.alias(space_id, SERVING)  # noqa: E731
+        model_id = find() if now else self._recently("serving", space_id, find=find)
         if model_id is None:
             raise GalleryError(f"nothing serves the space {space_id}; found it again with its cloud bundle")
         return model_id
@@ -158,7 +196,7 @@ class Membership:
             UnknownModelError: the model, or this artifact of it, was not introduced.
         """
         self.space(claim.space_id)
-        model = self._registry.model(claim.model_id)
+        model = self._recently("model", claim.model_id, find=lambda: self._registry.model(claim.model_id))
         if model is None or model.space_id != claim.space_id:
             raise UnknownModelError(
                 f"the model {claim.model_id} is not known in the space {claim.space_id}; introduce it with its bundle"
@@ -177,10 +215,9 @@ class Membership:
         Raises:
             SpaceMismatchError: there is none, or it does not say "pass".
         """
-        entry = self._registry.record(claim.artifact_id, serving)
+        entry = self.registered_record(claim, serving)
         if entry is None and claim.model_id == serving:
             return None
-        entry = entry or self._registry.record(claim.model_id, serving)
         if entry is None or entry.record.space_id != claim.space_id:
             raise SpaceMismatchError(
                 f"no compatibility record says that {claim.model_id} may search vectors of {serving}; introduce its "
@@ -192,6 +229,29 @@ class Membership:
                 f"({_essence(entry.record.report)}): its vectors would find the wrong items; co-train the model into this space"
             )
         return entry.record
+
+    def registered_record(self, claim: Claim, serving: str) -> RegisteredRecord | None:
+        """The record that counts for a claim, whatever it says; None for the serving model itself where there is none."""
+
+        def find() -> RegisteredRecord | str:
+            of_artifact = self._registry.record(claim.artifact_id, serving)
+            if of_artifact is not None or claim.model_id == serving:
+                return of_artifact or _NONE
+            return self._registry.record(claim.model_id, serving) or _NONE
+
+        found = self._recently("record", claim.artifact_id, claim.model_id, serving, find=find)
+        return None if found == _NONE else found
+
+    def _recently(self, *key: str, find: Callable[[], Any]) -> Any:
+        """What was found a moment ago, or what is found now. Every search asks these same few questions."""
+        now = time.monotonic()
+        until, value = self._recent.get(key, (0.0, None))
+        if value is None or now >= until:
+            value = find()
+            if len(self._recent) >= _REMEMBERED:
+                self._recent.clear()
+            self._recent[key] = (now + _RECENT, value)
+        return value
 
     def _join(self, model: RegisteredModel) -> None:
         known = self._registry.model(model.model_id)

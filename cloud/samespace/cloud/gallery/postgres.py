@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -90,6 +91,8 @@ class Database:
         self._url = url if "connect_timeout" in parts else make_conninfo(url, connect_timeout=_CONNECT_SECONDS)
         #: For messages: where the database is, without the password.
         self.place = f"{parts.get('dbname') or 'postgres'} at {parts.get('host') or 'localhost'}"
+        #: ``connection``: of the transaction that this thread is in.
+        self._mine = threading.local()
         self._free: queue.LifoQueue[Connection | None] = queue.LifoQueue()
         for _ in range(connections):
             self._free.put(None)
@@ -99,18 +102,26 @@ class Database:
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """A connection with a transaction around the block: committed (to disk) when the block ends, rolled back if it
-        raises.
+        raises. Within another such block of the same thread it is a part of that one.
 
         Raises:
             GalleryUnavailableError: the server does not answer; nothing was changed, or it is not known.
             GalleryError: the server refused a statement.
         """
+        if (outer := getattr(self._mine, "connection", None)) is not None:
+            with outer.transaction():
+                yield outer
+            return
         connection = self._free.get()
         try:
             if connection is None or connection.closed:
                 connection = self._connect()
             with connection.transaction():
-                yield connection
+                self._mine.connection = connection
+                try:
+                    yield connection
+                finally:
+                    self._mine.connection = None
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
             # What took this connection took the idle ones too; they must not fail the next callers one by one.
             self.close()

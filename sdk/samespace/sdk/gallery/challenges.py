@@ -1,7 +1,8 @@
 """Challenge pictures: what a device must embed to show that its whole pipeline, decoder to L2 norm, fits the gallery.
 
 They are made from a bundle's probe images by a random crop and mirroring, so they are real pictures, and yet in no
-bundle: an app cannot have their embeddings ready.
+bundle: an app cannot have their embeddings ready. Some lie on their side and say so in their EXIF orientation, as photos do:
+else a device that ignores it would not be noticed.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ _CROP = 0.06
 #: larger than the model's input, or they would not show how the device resizes.
 _SHORTEST, _LONGEST = 128, 512
 _IMAGES = "probes/images"
+#: Every so many-th challenge is a photo that was taken with the phone turned.
+_TURNED_EVERY = 2
+#: EXIF orientation -> what the camera did to the picture, to be undone by the app: turned by 90, 180 or 270 degrees.
+_TURNS = {6: Image.Transpose.ROTATE_90, 3: Image.Transpose.ROTATE_180, 8: Image.Transpose.ROTATE_270}
+_ORIENTATION = 0x0112
 
 
 def make_challenges(
@@ -40,7 +46,7 @@ def make_challenges(
         seed: for tests; by default nobody can know the crops.
 
     Returns:
-        ``count`` PNG files, and ``(count, d)`` float32 unit-norm embeddings of just these files.
+        ``count`` PNG files (JPEG those that are turned), and ``(count, d)`` float32 unit-norm embeddings of just these files.
 
     Raises:
         BundleError: the bundle has no probe images.
@@ -51,11 +57,14 @@ def make_challenges(
     chance = random.Random(seed) if seed is not None else random.SystemRandom()
     chosen = [probes[index % len(probes)] for index in chance.sample(range(max(count, len(probes))), count)]
     longest = min(_LONGEST, max(_SHORTEST, 2 * bundle.manifest.model.preprocess.size))
-    images = tuple(_varied(image, chance, longest) for image in chosen)
+    images = tuple(
+        _varied(image, chance, longest, chance.choice(list(_TURNS)) if place % _TURNED_EVERY == 1 else 1)
+        for place, image in enumerate(chosen)
+    )
     return images, embedder.embed(images)
 
 
-def _varied(encoded: bytes, chance: random.Random, longest: int) -> bytes:
+def _varied(encoded: bytes, chance: random.Random, longest: int, orientation: int = 1) -> bytes:
     """Mirrored, and each side cut by its own random share."""
     with Image.open(io.BytesIO(encoded)) as opened:
         image = ImageOps.mirror(ImageOps.exif_transpose(opened))
@@ -68,6 +77,17 @@ def _varied(encoded: bytes, chance: random.Random, longest: int) -> bytes:
         (round(left), round(top), max(round(left) + 1, round(width - right)), max(round(top) + 1, round(height - bottom)))
     )
     image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    return _encoded(image, orientation)
+
+
+def _encoded(image: Image.Image, orientation: int) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    if orientation == 1 or image.mode != "RGB":
+        # JPEG has no transparency; and only in JPEG is an orientation what every platform reads.
+        image.save(buffer, "PNG")
+        return buffer.getvalue()
+    exif = Image.Exif()
+    exif[_ORIENTATION] = orientation
+    # Colours at full resolution: decoders differ in how they enlarge them.
+    image.transpose(_TURNS[orientation]).save(buffer, "JPEG", quality=95, subsampling=0, exif=exif)
     return buffer.getvalue()

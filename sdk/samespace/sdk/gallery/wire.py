@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,13 @@ from samespace.sdk.errors import (
     SamespaceError,
     SignatureError,
     SpaceMismatchError,
+)
+from samespace.sdk.gallery.wire_admin import (
+    ApiKeyError,
+    ForbiddenError,
+    OverloadedError,
+    RateLimitedError,
+    TooLargeError,
 )
 from samespace.sdk.identity import CompatibilityRecord, SpaceRecord
 
@@ -49,6 +56,7 @@ __all__ = [
     "ItemBatch",
     "Metadata",
     "MissingItemError",
+    "Place",
     "Problem",
     "SearchHit",
     "SearchRequest",
@@ -58,6 +66,7 @@ __all__ = [
     "UnknownModelError",
     "UnknownTokenError",
     "Vectors",
+    "Where",
     "code_of",
     "error_of",
 ]
@@ -89,7 +98,12 @@ CODES: tuple[tuple[type[SamespaceError], str, int], ...] = (
     (EmbeddingError, "bad_embedding", 422),
     (UnknownTokenError, "token", 401),
     (HandshakeRefusedError, "handshake_refused", 403),
+    (OverloadedError, "overloaded", 503),
     (GalleryUnavailableError, "unavailable", 503),
+    (ApiKeyError, "api_key", 401),
+    (ForbiddenError, "forbidden", 403),
+    (TooLargeError, "too_large", 413),
+    (RateLimitedError, "rate_limited", 429),
     (MissingItemError, "no_such_item", 404),
     (SignatureError, "signature", 403),
     (FormatVersionError, "format_version", 422),
@@ -131,6 +145,9 @@ Name = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f
 _Text = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00]*$")]
 #: Flat facts that come back with a hit.
 Metadata = Annotated[dict[Name, _Text | int | float | bool | None], Field(max_length=64)]
+_Value = _Text | int | float | bool | None
+#: What metadata must say: a value, or one of several.
+Where = Annotated[dict[Name, _Value | Annotated[tuple[_Value, ...], Field(max_length=256)]], Field(max_length=16)]
 
 
 class _Message(BaseModel):
@@ -171,6 +188,9 @@ class Problem(_Message):
     status: int
     detail: str = Field(description="for people: what was wrong, and what to do")
     code: str = Field(description="for programs; stable")
+    diagnosis: tuple[str, ...] = Field(
+        default=(), description="of a refused handshake: the mistakes that explain it, best first; left out when there are none"
+    )
 
 
 class BundleProof(_Message):
@@ -187,7 +207,7 @@ class ChallengeSet(_Message):
     """Pictures that no bundle contains; in an answer to a handshake request, without embeddings."""
 
     challenge: str = Field(default="", description="opaque; sent back with the answer")
-    images: tuple[Blob, ...] = Field(max_length=MAX_BATCH, description="PNG")
+    images: tuple[Blob, ...] = Field(max_length=MAX_BATCH, description="PNG or JPEG, some with an EXIF orientation")
 
 
 class FoundSpace(_Message):
@@ -218,10 +238,18 @@ class SignedRecord(_Message):
 class HandshakeRequest(_Message):
     """Who wants to talk: which artifact of which model, run by what."""
 
+    LATER: ClassVar[tuple[str, ...]] = ("device",)
+
     space_id: Name
     model_id: Name
     artifact_id: Name
     runtime: Name
+    device: str = Field(
+        default="",
+        max_length=200,
+        pattern=r"^[^\x00-\x1f\x7f]*$",
+        description="kind of device; who sends it understands diagnoses",
+    )
 
 
 class ChallengeAnswer(_Message):
@@ -240,6 +268,9 @@ class Admission(_Message):
     model_id: str
     serving_model_id: str = Field(description="whose vectors answer searches")
     measured: dict[str, float] = Field(description="what the judgement stands on, e.g. the mean cosine")
+    warnings: tuple[str, ...] = Field(
+        default=(), description="why it would be refused where the policy is stricter; left out when there are none"
+    )
 
 
 class Item(_Message):
@@ -273,14 +304,25 @@ class Added(_Message):
     acknowledged: tuple[str, ...]
 
 
+class Place(_Message):
+    """A hit's place in a ranking: by score, and among equal scores by id."""
+
+    score: float
+    item_id: Name
+
+
 class SearchRequest(_Message):
     """Query vectors; they carry their space and the model that made them."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("where", "after")
 
     space_id: Name
     model_id: Name
     vectors: Vectors
     k: int = Field(default=10, ge=1, le=1000)
     exact: bool = Field(default=False, description="compare with every vector; else the index may approximate")
+    where: Where = Field(default={}, description="only items whose metadata have these values; of a list, any")
+    after: Place | None = Field(default=None, description="of one query: only hits that come after this one, to turn pages")
 
 
 class SearchHit(_Message):

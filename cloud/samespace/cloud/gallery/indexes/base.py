@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Hit", "Metadata", "StoredItem", "VectorIndex", "cosine_scores", "ranked"]
+__all__ = [
+    "Filter",
+    "Hit",
+    "Metadata",
+    "Place",
+    "StoredItem",
+    "VectorIndex",
+    "comes_after",
+    "cosine_scores",
+    "matches",
+    "ranked",
+]
 
 #: Flat facts about an item that come back with a hit: path, label, ...
 Metadata = Mapping[str, str | int | float | bool | None]
+#: What metadata must say: for each name a value, or several of which one must be there.
+Filter = Mapping[str, str | int | float | bool | Sequence[str | int | float | bool | None] | None]
+#: Score and id of a hit: where it stands in a ranking.
+Place = tuple[float, str]
 
 
 @dataclass(frozen=True)
@@ -59,11 +74,22 @@ class VectorIndex(Protocol):
         """Write all items or none; an id that is already there is replaced, and the last of equal ids counts."""
         ...
 
-    def search(self, model_id: str, queries: npt.NDArray[np.float32], k: int, *, exact: bool = False) -> list[list[Hit]]:
+    def search(
+        self,
+        model_id: str,
+        queries: npt.NDArray[np.float32],
+        k: int,
+        *,
+        exact: bool = False,
+        where: Filter | None = None,
+        after: Place | None = None,
+    ) -> list[list[Hit]]:
         """The ``k`` nearest items of ``model_id`` for each of the ``(m, d)`` queries, nearest first, ties by item id.
 
         Args:
             exact: compare with every vector, whatever it costs; else the index may approximate.
+            where: only items whose metadata match, see :func:`matches`.
+            after: only items that stand behind this place in the ranking, see :func:`comes_after`.
         """
         ...
 
@@ -77,6 +103,10 @@ class VectorIndex(Protocol):
 
     def delete(self, model_id: str, ids: Sequence[str]) -> int:
         """Forget items; how many of them were there."""
+        ...
+
+    def scan(self, model_id: str, after: str, limit: int) -> list[StoredItem]:
+        """Up to ``limit`` items whose ids come after ``after``, in the order of their ids (by code point)."""
         ...
 
     def count(self, model_id: str) -> int:
@@ -105,3 +135,26 @@ def ranked(scores: npt.NDArray[np.float64], ids: Sequence[str], k: int) -> list[
     else:
         candidates = range(len(scores))
     return sorted(candidates, key=lambda position: (-scores[position], ids[position]))[:k]
+
+
+def matches(metadata: Metadata, where: Filter) -> bool:
+    """Whether metadata have, for each name of a filter, its value or one of its values, as JSON compares them: 1 is 1.0, but
+    neither "1" nor true.
+    """
+    return all(
+        name in metadata and any(_same(metadata[name], value) for value in values_of(wanted)) for name, wanted in where.items()
+    )
+
+
+def values_of(wanted: Any) -> Sequence[str | int | float | bool | None]:
+    """The values of one name of a filter, of which one must be there."""
+    return [wanted] if isinstance(wanted, str) or not isinstance(wanted, Sequence) else wanted
+
+
+def comes_after(hit: Hit, place: Place) -> bool:
+    """Whether a hit stands behind a place in the ranking."""
+    return (-hit.score, hit.item_id) > (-place[0], place[1])
+
+
+def _same(one: object, other: object) -> bool:
+    return one == other and isinstance(one, bool) == isinstance(other, bool)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import heapq
 import threading
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from samespace.cloud.gallery.indexes.base import Hit, StoredItem, cosine_scores, ranked
+from samespace.cloud.gallery.indexes.base import Filter, Hit, Place, StoredItem, comes_after, cosine_scores, matches, ranked
 
 __all__ = ["MemoryIndex"]
 
@@ -33,11 +34,26 @@ class MemoryIndex:
             self._models[model_id].update((item.item_id, item) for item in items)
             self._matrices.pop(model_id, None)
 
-    def search(self, model_id: str, queries: npt.NDArray[np.float32], k: int, *, exact: bool = False) -> list[list[Hit]]:
+    def search(
+        self,
+        model_id: str,
+        queries: npt.NDArray[np.float32],
+        k: int,
+        *,
+        exact: bool = False,
+        where: Filter | None = None,
+        after: Place | None = None,
+    ) -> list[list[Hit]]:
         with self._lock:
             items, matrix = self._matrix(model_id)
+        if where:
+            rows = [row for row, item in enumerate(items) if matches(item.metadata, where)]
+            items, matrix = [items[row] for row in rows], matrix[rows]
         ids = [item.item_id for item in items]
-        return [self._hits(items, ids, cosine_scores(query, matrix), k) for query in queries]
+        if after is None:
+            return [self._hits(items, ids, cosine_scores(query, matrix), k) for query in queries]
+        every = (self._hits(items, ids, cosine_scores(query, matrix), len(items)) for query in queries)
+        return [[hit for hit in hits if comes_after(hit, after)][:k] for hits in every]
 
     def get(self, model_id: str, ids: Sequence[str]) -> dict[str, StoredItem]:
         with self._lock:
@@ -54,6 +70,12 @@ class MemoryIndex:
             gone = [item_id for item_id in set(ids) if items.pop(item_id, None) is not None]
             self._matrices.pop(model_id, None)
             return len(gone)
+
+    def scan(self, model_id: str, after: str, limit: int) -> list[StoredItem]:
+        with self._lock:
+            items = self._models[model_id]
+            ids = heapq.nsmallest(limit, (item_id for item_id in items if item_id > after))
+            return [items[item_id] for item_id in ids]
 
     def count(self, model_id: str) -> int:
         return len(self._models[model_id])

@@ -7,7 +7,7 @@ dimensions share the table, and lets a switch of models be one transaction with 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from samespace.cloud.gallery.indexes.base import Hit, StoredItem, cosine_scores, ranked
+from samespace.cloud.gallery.indexes.base import Filter, Hit, Place, StoredItem, comes_after, cosine_scores, ranked, values_of
 from samespace.cloud.gallery.postgres import Connection, Database
 from samespace.sdk.errors import GalleryError
 
@@ -28,6 +28,8 @@ _MAX_INDEXED = 2_000
 #: The database adds up in float32; a few more rows than asked for are ranked again in float64, so that all indexes
 #: agree.
 _SPARE = 16
+#: By how much its scores may be off, at most: float32 sums of products of unit vectors.
+_ROUNDING = 1e-5
 
 
 class PgVectorIndex:
@@ -65,16 +67,37 @@ class PgVectorIndex:
                 ],
             )
 
-    def search(self, model_id: str, queries: npt.NDArray[np.float32], k: int, *, exact: bool = False) -> list[list[Hit]]:
+    def search(
+        self,
+        model_id: str,
+        queries: npt.NDArray[np.float32],
+        k: int,
+        *,
+        exact: bool = False,
+        where: Filter | None = None,
+        after: Place | None = None,
+    ) -> list[list[Hit]]:
         dim = queries.shape[1]
         exact = exact or dim > _MAX_INDEXED
+        wanted = _wanted(where or {})
         with self._database.transaction() as connection:
             if not exact:
                 connection.execute("SET LOCAL hnsw.iterative_scan = strict_order")
                 effort = sql.Literal(min(1000, max(100, 2 * (k + _SPARE))))
                 connection.execute(sql.SQL("SET LOCAL hnsw.ef_search = {}").format(effort))
-            statement = _nearest(_checked(model_id), dim, exact=exact)
-            return [self._ranked(connection, statement, query, k) for query in queries]
+            quick, sure = (
+                _nearest(_checked(model_id), dim, exact=compare_all, wanted=wanted, page=after is not None)
+                for compare_all in (exact, True)
+            )
+            found = []
+            for query in queries:
+                hits = self._ranked(connection, quick, query, k, after, wanted)
+                # An approximate search gives up after some thousand rows: too early, where few of them match or many stand
+                # before the page.
+                if len(hits) < k and not exact and (wanted or after):
+                    hits = self._ranked(connection, sure, query, k, after, wanted)
+                found.append(hits)
+            return found
 
     def get(self, model_id: str, ids: Sequence[str]) -> dict[str, StoredItem]:
         rows = self._read(
@@ -89,6 +112,14 @@ class PgVectorIndex:
     def delete(self, model_id: str, ids: Sequence[str]) -> int:
         return len(self._read("DELETE FROM items WHERE model_id = %s AND item_id = ANY(%s) RETURNING 1", model_id, ids))
 
+    def scan(self, model_id: str, after: str, limit: int) -> list[StoredItem]:
+        with self._database.transaction() as connection:
+            statement = (
+                "SELECT item_id, embedding, metadata FROM items WHERE model_id = %s AND item_id > %s ORDER BY item_id LIMIT %s"
+            )
+            rows = connection.cursor(binary=True).execute(statement, (model_id, after, limit)).fetchall()
+        return [StoredItem(row[0], np.asarray(row[1].to_numpy()), row[2]) for row in rows]
+
     def count(self, model_id: str) -> int:
         return self._read("SELECT count(*) FROM items WHERE model_id = %s", model_id)[0][0]
 
@@ -101,23 +132,50 @@ class PgVectorIndex:
             return connection.cursor(binary=True).execute(statement, arguments).fetchall()
 
     @staticmethod
-    def _ranked(connection: Connection, statement: sql.Composed, query: npt.NDArray[np.float32], k: int) -> list[Hit]:
-        rows = connection.cursor(binary=True).execute(statement, (query, k + _SPARE)).fetchall()
-        if not rows:
-            return []
-        ids = [row[0] for row in rows]
-        scores = cosine_scores(query, np.stack([row[1].to_numpy() for row in rows]))
-        return [Hit(ids[position], float(scores[position]), rows[position][2]) for position in ranked(scores, ids, k)]
+    def _ranked(
+        connection: Connection,
+        statement: sql.Composed,
+        query: npt.NDArray[np.float32],
+        k: int,
+        after: Place | None,
+        wanted: Mapping[str, list[Jsonb]],
+    ) -> list[Hit]:
+        limit = k + _SPARE
+        arguments: dict[str, Any] = {"query": query, **wanted}
+        if after is not None:
+            # The database's own scores are a little off: a few rows from before the page come along, and are left out below.
+            arguments["nearest"] = -after[0] - _ROUNDING
+        while True:
+            rows = connection.cursor(binary=True).execute(statement, {**arguments, "limit": limit}).fetchall()
+            if not rows:
+                return []
+            ids = [row[0] for row in rows]
+            scores = cosine_scores(query, np.stack([row[1].to_numpy() for row in rows]))
+            order = ranked(scores, ids, k if after is None else len(rows))
+            hits = [Hit(ids[position], float(scores[position]), rows[position][2]) for position in order]
+            page = hits if after is None else [hit for hit in hits if comes_after(hit, after)][:k]
+            if after is None or len(page) == k or len(rows) < limit:
+                return page
+            limit *= 2  # more equal scores before the page than there was room for
 
 
-def _nearest(model_id: str, dim: int, *, exact: bool) -> sql.Composed:
+def _wanted(where: Filter) -> dict[str, list[Jsonb]]:
+    """For each condition, what the metadata must contain one of."""
+    return {f"where{i}": [Jsonb({name: value}) for value in values_of(where[name])] for i, name in enumerate(where)}
+
+
+def _nearest(model_id: str, dim: int, *, exact: bool, wanted: Iterable[str], page: bool) -> sql.Composed:
     # Written out, not passed as a parameter: only then does the planner know which partial index fits. Without the cast
     # no index fits, and every row is compared. pgvector's <#> is the negative inner product, so ascending is nearest
     # first.
     column = sql.SQL("embedding") if exact else sql.SQL("(embedding::vector({}))").format(sql.Literal(dim))
+    conditions = [sql.SQL("model_id = {}").format(sql.Literal(model_id))]
+    conditions += [sql.SQL("metadata @> ANY({}::jsonb[])").format(sql.Placeholder(name)) for name in wanted]
+    if page:
+        conditions.append(sql.SQL("{} <#> %(query)b >= %(nearest)s").format(column))
     return sql.SQL(
-        "SELECT item_id, embedding, metadata FROM items WHERE model_id = {model} ORDER BY {column} <#> %b{tie} LIMIT %s"
-    ).format(model=sql.Literal(model_id), column=column, tie=sql.SQL(", item_id") if exact else sql.SQL(""))
+        "SELECT item_id, embedding, metadata FROM items WHERE {conditions} ORDER BY {column} <#> %(query)b{tie} LIMIT %(limit)s"
+    ).format(conditions=sql.SQL(" AND ").join(conditions), column=column, tie=sql.SQL(", item_id") if exact else sql.SQL(""))
 
 
 def _checked(model_id: str) -> str:
