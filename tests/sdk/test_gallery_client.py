@@ -142,6 +142,7 @@ def test_codes_are_a_promise_to_other_versions() -> None:
     assert {code for _, code, _ in CODES} == {
         "unknown_model", "space_mismatch", "bad_embedding", "token", "handshake_refused", "unavailable", "no_such_item",
         "signature", "format_version", "integrity", "bundle", "bad_request", "gallery",
+        "api_key", "forbidden", "too_large", "rate_limited", "overloaded",
     }  # fmt: skip
     assert type(error_of("invented later", "x")) is GalleryError
 

@@ -1,66 +1,81 @@
-"""One request to a gallery service and its answer: encoding, retries, and problems turned back into errors."""
+"""One request to a gallery service and its answer: encoding, retries, and problems turned back into errors. Pure: the
+requests are steps, which a runner does.
+"""
 
 from __future__ import annotations
 
+import os
 from typing import TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from samespace.sdk.errors import ConfigError, GalleryError
+from samespace.sdk.errors import ConfigError, EmbeddingError, GalleryError, HandshakeRefusedError
 from samespace.sdk.gallery.retry import RetryPolicy
+from samespace.sdk.gallery.steps import Send, Steps
 from samespace.sdk.gallery.wire import Problem, error_of
 
-__all__ = ["Answer", "Connection", "first_complaint"]
+__all__ = ["KEY_VARIABLE", "Answer", "Connection", "first_complaint"]
 
 Answer = TypeVar("Answer", bound=BaseModel)
+#: Environment variable that holds the API key of who gives none.
+KEY_VARIABLE = "SAMESPACE_GALLERY_KEY"
 
 
 class Connection:
-    """Talks to the service at a URL; arguments as for :class:`~samespace.sdk.gallery.client.GalleryClient`.
+    """How to talk to the service at a URL; arguments as for :class:`~samespace.sdk.gallery.client.GalleryClient`.
 
     Raises:
-        ConfigError: the URL is none.
+        ConfigError: the URL is none, or the API key cannot be one.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        transport: httpx.BaseTransport | None = None,
-        timeout: float = 30.0,
-        retry: RetryPolicy | None = None,
-    ) -> None:
+    def __init__(self, url: str, *, retry: RetryPolicy | None = None, api_key: str | None = None) -> None:
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"{url!r} is not the URL of a gallery; it starts with http:// or https://")
+        key = (os.environ.get(KEY_VARIABLE, "") if api_key is None else api_key).strip()
+        if not key.isascii() or not key.isprintable():
+            raise ConfigError(f"the API key (or {KEY_VARIABLE}) holds characters that no key has; copy it again")
         self.url = url.rstrip("/")
         self._retry = retry or RetryPolicy()
-        self._http = httpx.Client(transport=transport, timeout=timeout, follow_redirects=False)
+        self._headers = {"X-Api-Key": key} if key else {}
 
     def call(
-        self, method: str, path: str, answer: type[Answer], message: BaseModel | None = None, token: str | None = None
-    ) -> Answer:
+        self,
+        method: str,
+        path: str,
+        answer: type[Answer],
+        message: BaseModel | None = None,
+        *,
+        token: str | None = None,
+        once: str | None = None,
+    ) -> Steps[Answer]:
         """Send a message and parse the answer.
+
+        Args:
+            token: of a handshake.
+            once: idempotency key: however often this is sent, the service does it once.
 
         Raises:
             SamespaceError: the one that the service refused with.
             GalleryUnavailableError: nobody answers.
             GalleryError: somebody else answers.
         """
-        headers = {"Content-Type": "application/json"} if message is not None else {}
+        headers = dict(self._headers)
+        if message is not None:
+            headers["Content-Type"] = "application/json"
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
-        body = None if message is None else message.model_dump_json().encode()
-        url = self.url + path
-        response = self._retry.run(lambda: self._http.request(method, url, content=body, headers=headers), self.url)
+        if once is not None:
+            headers["Idempotency-Key"] = once
+        body = None if message is None else message.model_dump_json(exclude=_unsaid(message)).encode()
+        response = yield from self._retry.answered(Send(method, self.url + path, headers, body), self.url)
         if response.is_success:
             return self._parsed(response, answer)
         problem = self._parsed(response, Problem)
-        raise error_of(problem.code, problem.detail)
-
-    def close(self) -> None:
-        """Close what is open."""
-        self._http.close()
+        error = error_of(problem.code, problem.detail)
+        if isinstance(error, HandshakeRefusedError | EmbeddingError):
+            error.causes = problem.diagnosis
+        raise error
 
     def _parsed(self, response: httpx.Response, kind: type[Answer]) -> Answer:
         try:
@@ -70,6 +85,12 @@ class Connection:
                 f"{self.url} answered HTTP {response.status_code}, but not as a gallery of this samespace "
                 f"({first_complaint(error)}); check the URL and the versions on both sides"
             ) from None
+
+
+def _unsaid(message: BaseModel) -> set[str]:
+    """Fields that were added to a message later travel only when they say something: older services know only the rest."""
+    fields = type(message).model_fields
+    return {name for name in getattr(message, "LATER", ()) if getattr(message, name) == fields[name].default}
 
 
 def first_complaint(error: ValidationError) -> str:

@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import httpx
 
 from samespace.sdk.errors import GalleryUnavailableError
+from samespace.sdk.gallery.steps import Pause, Send, Steps
 
 __all__ = ["RetryPolicy"]
 
-#: The service, or a proxy before it, is not there at the moment.
-_PASSING = (502, 503, 504)
+#: The service is asked too often, or it (or a proxy before it) is not there at the moment.
+_PASSING = (429, 502, 503, 504)
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Repeats what failed for a passing reason: nobody listens, the connection broke, it took too long, or HTTP
+    """Repeats what failed for a passing reason: nobody listens, the connection broke, it took too long, or HTTP 429 and
     502-504.
 
-    Every request of a gallery client may be repeated: adding is an upsert by id.
+    Every request of a gallery client may be repeated: what changes the gallery has an idempotency key.
 
     Attributes:
         attempts: at most so many times in all.
         base_delay: seconds before the second attempt, doubled before each further one.
-        longest_delay: no pause is longer, in seconds.
+        longest_delay: no pause is longer, in seconds, whatever a service asks for in ``Retry-After``.
         jitter: each pause is multiplied by a random number from ``1 - jitter`` to ``1 + jitter``, so that a thousand
-            phones do not come back in the same moment.
+            phones do not come back in the same moment; where the service said when, never by less than 1.
     """
 
     attempts: int = 4
@@ -37,18 +36,19 @@ class RetryPolicy:
     longest_delay: float = 5.0
     jitter: float = 0.5
 
-    def run(self, request: Callable[[], httpx.Response], url: str) -> httpx.Response:
+    def answered(self, request: Send, url: str) -> Steps[httpx.Response]:
         """Do the request until it is answered.
 
         Raises:
             GalleryUnavailableError: it was not, in any attempt; names ``url``.
         """
         for attempt in range(1, self.attempts + 1):
-            last = attempt == self.attempts
+            last, told = attempt == self.attempts, None
             try:
-                response = request()
+                response: httpx.Response = yield request
                 if response.status_code not in _PASSING or last:
                     return response
+                told = _seconds(response.headers.get("retry-after", ""))
             except httpx.TransportError as error:
                 if last:
                     reason = str(error) or type(error).__name__
@@ -56,10 +56,15 @@ class RetryPolicy:
                         f"no gallery answers at {url} ({reason}; {attempt} attempts); start one with 'samespace "
                         "gallery serve', or correct the URL"
                     ) from error
-            time.sleep(self.delay(attempt))
+            yield Pause(self.delay(attempt, told))
         raise AssertionError("the last attempt returns or raises")
 
-    def delay(self, attempt: int) -> float:
-        """Seconds to wait after the failed attempt with this number, counted from 1."""
-        pause = min(self.longest_delay, self.base_delay * 2 ** (attempt - 1))
-        return pause * random.uniform(1 - self.jitter, 1 + self.jitter)
+    def delay(self, attempt: int, told: float | None = None) -> float:
+        """Seconds to wait after the failed attempt with this number, counted from 1; ``told`` is what the service asked for."""
+        pause = min(self.longest_delay, self.base_delay * 2 ** (attempt - 1)) * random.uniform(1 - self.jitter, 1 + self.jitter)
+        return max(pause, min(self.longest_delay, told or 0.0) * random.uniform(1, 1 + self.jitter))
+
+
+def _seconds(text: str) -> float | None:
+    """``Retry-After`` in seconds; a date, which our service never sends, counts as nothing said."""
+    return float(text) if text.isascii() and text.isdigit() else None
