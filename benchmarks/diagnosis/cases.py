@@ -12,6 +12,8 @@ from world import Subject
 
 from samespace.edge.models.registry import build_model
 from samespace.export.torch_runtime import embed
+from samespace.sdk.check.gate import Gate
+from samespace.sdk.metrics import cosine, worst_percentile
 
 __all__ = ["Case", "healthy", "model_faults", "pairs", "singles", "strange"]
 
@@ -75,9 +77,12 @@ def strange(subject: Subject, precision: str) -> Iterator[Case]:
 
 
 def healthy(subject: Subject, precision: str) -> Iterator[Case]:
-    """The artifact as it is."""
+    """The artifact as it is; one that misses its own gate on these probes, of which export makes no bundle, is a fault."""
     values = subject.probes.golden.astype(np.float32)
-    yield Case("healthy", subject.name, precision, "nothing", frozenset(), subject.artifacts[precision](values), _bytes(values))
+    rows = subject.artifacts[precision](values)
+    passes = worst_percentile(cosine(rows, subject.probes.reference), 1.0) >= Gate.default(precision).worst_cosine
+    kind, expected = ("healthy", frozenset()) if passes else ("model", frozenset({"quantisation_error"}))
+    yield Case(kind, subject.name, precision, "nothing", expected, rows, _bytes(values))
 
 
 def model_faults(subject: Subject, precision: str, others: Mapping[str, np.ndarray], seed: int = 0) -> Iterator[Case]:

@@ -20,9 +20,11 @@ from PIL import Image
 from samespace.edge.models.registry import build_model
 from samespace.export import DeviceGraph, Exported, Run, export_run, read_run
 from samespace.export.torch_runtime import embed
+from samespace.sdk.bundle import write_bundle
 from samespace.sdk.identity import ModelRecord, SpaceRecord, digest
 from samespace.sdk.manifest import Artifact, TensorSpec
 from samespace.sdk.preprocess import Preprocess
+from samespace.sdk.probes import ProbeSet
 from samespace.sdk.runtimes import LoadedArtifact
 from samespace.sdk.signing import SigningKey, TrustStore
 
@@ -178,6 +180,41 @@ def digits() -> Digits:
     with torch.inference_mode():
         reference = graph(torch.from_numpy(unseen)).numpy()
     return Digits(graph, pictures[:128], unseen, reference)
+
+
+@pytest.fixture(scope="session")
+def digits_bundle(digits: Digits) -> Callable[..., Path]:
+    """Writes a bundle of the network of ``digits`` with ONNX models, precision by precision; its gallery are the pictures
+    that are no probes.
+    """
+
+    def written(path: Path, key: SigningKey, models: dict[str, bytes]) -> Path:
+        record = ModelRecord(
+            name="digits",
+            role="edge",
+            family="inverted_residual",
+            arguments={},
+            dim=768,
+            preprocess=digits.graph.preprocess,
+            weights_sha256=digest(digits.reference.tobytes()),
+        )
+        images = []
+        for picture in digits.unseen[:96]:
+            buffer = io.BytesIO()
+            Image.fromarray(picture).save(buffer, "PNG")
+            images.append(buffer.getvalue())
+        reference, gallery = digits.reference[:96], digits.reference[96:]
+        probes = ProbeSet(tuple(images), digits.unseen[:96], reference, reference, gallery)
+        artifacts = []
+        for precision, data in models.items():
+            loaded = digits.loaded(data, "onnx", precision)
+            artifacts.append((loaded.spec, dict(loaded.files)))
+        space = SpaceRecord(name="digits", founder_model_id=record.model_id, dim=768)
+        files = {**probes.to_files(), "evidence.json": b"[]"}
+        write_bundle(path, model=record, space=space, artifacts=artifacts, files=files, signer=key)
+        return path
+
+    return written
 
 
 @pytest.fixture(scope="session")

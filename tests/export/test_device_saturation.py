@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
-from PIL import Image
 
 from samespace.export.formats.onnx import OnnxExporter
 from samespace.export.formats.onnx_int8 import Scheme, to_int8
 from samespace.export.options import ExportOptions
-from samespace.sdk.bundle import Bundle, write_bundle
+from samespace.sdk.bundle import Bundle
 from samespace.sdk.check.device_process import Task
 from samespace.sdk.check.matrix_run import check_devices
 from samespace.sdk.device_evidence import device_evidence, write_device_evidence
 from samespace.sdk.embedder import Embedder
-from samespace.sdk.identity import ModelRecord, SpaceRecord, digest
-from samespace.sdk.probes import ProbeSet
 from samespace.sdk.signing import SigningKey, TrustStore
 
 pytestmark = [pytest.mark.devices, pytest.mark.export, pytest.mark.timeout(600)]
@@ -79,39 +76,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SigningKey:
     return key
 
 
-def written(path: Path, digits: Any, key: SigningKey, models: dict[str, bytes]) -> Path:
-    """A bundle of the network of ``digits``; its gallery are the pictures that are no probes."""
-    record = ModelRecord(
-        name="digits",
-        role="edge",
-        family="inverted_residual",
-        arguments={},
-        dim=768,
-        preprocess=digits.graph.preprocess,
-        weights_sha256=digest(digits.reference.tobytes()),
-    )
-    images = []
-    for picture in digits.unseen[:96]:
-        buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, "PNG")
-        images.append(buffer.getvalue())
-    reference, gallery = digits.reference[:96], digits.reference[96:]
-    probes = ProbeSet(tuple(images), digits.unseen[:96], reference, reference, gallery)
-    artifacts = []
-    for precision, data in models.items():
-        loaded = digits.loaded(data, "onnx", precision)
-        artifacts.append((loaded.spec, dict(loaded.files)))
-    space = SpaceRecord(name="digits", founder_model_id=record.model_id, dim=768)
-    files = {**probes.to_files(), "evidence.json": b"[]"}
-    write_bundle(path, model=record, space=space, artifacts=artifacts, files=files, signer=key)
-    return path
-
-
-def test_saturation_on_one_processor_only(digits: Any, place: SigningKey, tmp_path: Path) -> None:
+def test_saturation_on_one_processor_only(
+    digits: Any, digits_bundle: Callable[..., Path], place: SigningKey, tmp_path: Path
+) -> None:
     fp32 = onnx.load_model_from_string(OnnxExporter().convert(digits.graph, "fp32").files[""])
     options = ExportOptions(calibration=digits.calibration)
     unsafe = to_int8(fp32, options, Scheme(reduce_range=False)).SerializeToString()
-    path = written(tmp_path / "digits.samespace", digits, place, {"fp32": fp32.SerializeToString(), "int8": unsafe})
+    path = digits_bundle(tmp_path / "digits.samespace", place, {"fp32": fp32.SerializeToString(), "int8": unsafe})
     check = check_devices(Task(path), ["exact", "x86-without-vnni"])
     found = {(cell.device, cell.artifact): cell for cell in check.matrix.cells}
     for artifact in ("onnx-fp32", "onnx-int8"):

@@ -21,7 +21,7 @@ from samespace.sdk.bundle import Bundle
 from samespace.sdk.check.diagnosis.faults import Recipe, faulty_tensors, faulty_values
 from samespace.sdk.check.diagnosis.garbage import has_fully_connected
 from samespace.sdk.check.diagnosis.hypotheses import singles, unit_rows
-from samespace.sdk.check.diagnosis.saturation import saturated_embeddings
+from samespace.sdk.check.diagnosis.saturation import emulated_embeddings
 from samespace.sdk.errors import GalleryError, SamespaceError, SignatureError
 from samespace.sdk.identity import canonical_json, digest
 from samespace.sdk.runtimes.base import LoadedArtifact, Runtime
@@ -34,6 +34,8 @@ _KIND = "reference"
 #: Of the tensors in a stored reference: what the artifact gives, and what the model's most precise artifact does.
 _RIGHT, _BEST, _FACTS = "right", "best", "facts"
 _MISTAKE = "mistake:"
+#: Coordinates of an embedding that differ by less are rounding.
+_SATURATES = 0.01
 #: The most precise first.
 _PRECISIONS = ("fp32", "fp16", "int8", "int8-dynamic", "palette6", "palette4")
 
@@ -180,5 +182,11 @@ def _mistaken(runtime: Runtime, fault: str, values: npt.NDArray[np.float32]) -> 
 def _saturated(loaded: LoadedArtifact, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
     if loaded.spec.precision != "int8" or loaded.spec.format != "onnx":
         return {}
-    rows = saturated_embeddings(loaded.single_file, loaded.spec.input.name, as_input(images, loaded.spec.input))
-    return {} if rows is None else {"int8_saturation": rows}
+    fed = as_input(images, loaded.spec.input)
+    saturated, exact = (
+        emulated_embeddings(loaded.single_file, loaded.spec.input.name, fed, saturating=saturating)
+        for saturating in (True, False)
+    )
+    # Where nothing saturates, it is no hypothesis.
+    there = saturated is not None and exact is not None and np.abs(saturated - exact).max() > _SATURATES
+    return {"int8_saturation": saturated} if there else {}

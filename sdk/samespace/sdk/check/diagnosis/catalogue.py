@@ -72,6 +72,10 @@ CAUSES: Mapping[str, Entry] = {
         "int8 sums saturate: x86 processors without VNNI cut them at 16 bits",
         "export int8 with reduced range (7-bit weights) or unsigned weights, or run fp32 on such processors",
     ),
+    "quantisation_error": Entry(
+        "the device runs the artifact as it is: the artifact itself is this far from its model on these pictures",
+        "calibrate on pictures like these, keep the worst layers in float, fine-tune for int8, or ship fp16",
+    ),
     "fp16_overflow": Entry(
         "values overflow half precision: rows are NaN, infinite or zero",
         "export again with a norm that scales first, or run in single precision there",

@@ -17,7 +17,7 @@ from samespace.sdk.check.diagnosis.judge import Judged, best, judge_all
 from samespace.sdk.check.diagnosis.live import LiveArtifact
 from samespace.sdk.check.diagnosis.pixels import explain_tensors
 from samespace.sdk.check.diagnosis.revision import is_other_revision
-from samespace.sdk.check.diagnosis.saturation import saturated_embeddings
+from samespace.sdk.check.diagnosis.saturation import emulated_embeddings
 from samespace.sdk.check.gate import Gate
 from samespace.sdk.errors import ConfigError, DataError
 from samespace.sdk.metrics import worst_percentile
@@ -135,6 +135,8 @@ def _direction(
         return []
     if _saturates(loaded, probes, device, usable, runner):
         return [cause("int8_saturation", 1.0)]
+    if _is_coarse(loaded, probes, device, usable, runner):
+        return [cause("quantisation_error", 1.0)]
     if is_other_revision(device[usable], reference[usable], probes.cloud[usable]):
         return [cause("other_revision", 1.0)]
     if _misread(loaded, device[usable], reference[usable]):
@@ -157,15 +159,38 @@ def _saturates(
         fast, exact = runner.right(), runner.right(optimise=False)
         if fast is not None and exact is not None and _kernels_only(device[usable], fast[usable]):
             return _distance(fast, probes.reference).mean() > 4 * _distance(exact, probes.reference).mean()
-    if spec.format != "onnx":
+    saturated = _emulated(loaded, probes, saturating=True)
+    exact = _emulated(loaded, probes, saturating=False)
+    if saturated is None or exact is None or _kernels_only(saturated, exact):
         return False
-    images = as_input(probes.golden[:SINGLE_PROBES], spec.input)
-    rows = saturated_embeddings(loaded.single_file, spec.input.name, images)
-    if rows is None:
-        return False
-    hypothesis = Hypothesis(("int8_saturation",), rows)
-    judged = judge_all(device, usable, probes.reference, [hypothesis], _QUANTISED_NOISE)
+    judged = judge_all(device, usable, probes.reference, [Hypothesis(("int8_saturation",), saturated)], _QUANTISED_NOISE)
     return any(item.clear_by(_ALONE) for item in judged)
+
+
+def _is_coarse(
+    loaded: LoadedArtifact,
+    probes: ProbeSet,
+    device: npt.NDArray[np.float32],
+    usable: npt.NDArray[np.bool_],
+    runner: LiveArtifact | None,
+) -> bool:
+    """Whether the device gives what the artifact gives, here or by emulation: then it is the artifact that misses its gate."""
+    if loaded.spec.precision == "fp32":
+        return False
+    own = runner.right() if runner is not None else _emulated(loaded, probes, saturating=False)
+    if own is None:
+        return False
+    shown = usable[: len(own)]
+    return _kernels_only(device[: len(own)][shown], own[shown])
+
+
+def _emulated(loaded: LoadedArtifact, probes: ProbeSet, *, saturating: bool) -> npt.NDArray[np.float32] | None:
+    """``(m, d)`` for the first probes, whatever the processor; None where the artifact is not int8 in ONNX."""
+    spec = loaded.spec
+    if spec.format != "onnx" or spec.precision != "int8":
+        return None
+    images = as_input(probes.golden[:SINGLE_PROBES], spec.input)
+    return emulated_embeddings(loaded.single_file, spec.input.name, images, saturating=saturating)
 
 
 def _misread(loaded: LoadedArtifact, device: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -> bool:

@@ -1,8 +1,9 @@
-"""Recognising int8 sums that saturate, as on x86 processors without VNNI.
+"""Recognising int8 sums that saturate, as on x86 processors without VNNI, and int8 that is merely coarse.
 
 Their instruction VPMADDUBSW multiplies unsigned with signed bytes and adds two neighbouring products in 16 bits, which two
 large ones do not fit into. A processor with VNNI or another architecture does not show it, so it is emulated: the graph runs
-in the onnx package's reference evaluator, with its quantised convolutions and products summed as that instruction does.
+in the onnx package's reference evaluator, with its quantised convolutions and products summed as that instruction does, or
+exactly.
 """
 
 from __future__ import annotations
@@ -14,18 +15,21 @@ import numpy.typing as npt
 
 from samespace.sdk.check.diagnosis.hypotheses import unit_rows
 
-__all__ = ["saturated_embeddings"]
+__all__ = ["emulated_embeddings"]
 
-_DOMAIN = "samespace.saturating"
+_DOMAIN = "samespace.integers"
 
 
-def saturated_embeddings(model: bytes, name: str, images: npt.NDArray[np.generic]) -> npt.NDArray[np.float32] | None:
-    """What a quantised ONNX model gives where sums of two products saturate at 16 bits.
+def emulated_embeddings(
+    model: bytes, name: str, images: npt.NDArray[np.generic], *, saturating: bool
+) -> npt.NDArray[np.float32] | None:
+    """What a quantised ONNX model gives, by integer arithmetic that does not depend on this machine's processor.
 
     Args:
         model: the ONNX file: quantised layers are ``DequantizeLinear`` around ``Conv``, ``Gemm`` or ``MatMul``.
         name: of its input.
         images: ``(n, size, size, 3)`` as the input takes them.
+        saturating: whether sums of two products saturate at 16 bits.
 
     Returns:
         ``(n, d)`` float32 unit-norm; None when the onnx package is not there, nothing is quantised, or it cannot be evaluated.
@@ -37,11 +41,11 @@ def saturated_embeddings(model: bytes, name: str, images: npt.NDArray[np.generic
     except ImportError:
         return None
 
-    class SaturatingConv(OpRun):
+    class IntegerConv(OpRun):
         op_domain = _DOMAIN
 
         def _run(self, x: Any, xs: Any, xz: Any, w: Any, ws: Any, *bias: Any, strides: Any = None, pads: Any = None) -> Any:
-            sums = _convolved(x, xz, w, list(strides or (1, 1)), list(pads or (0, 0, 0, 0)))
+            sums = _convolved(x, xz, w, list(strides or (1, 1)), list(pads or (0, 0, 0, 0)), saturating)
             return (_scaled(sums, xs, ws, bias[0] if bias else None, axis=1),)
 
     try:
@@ -53,7 +57,7 @@ def saturated_embeddings(model: bytes, name: str, images: npt.NDArray[np.generic
                 # The evaluator has DequantizeLinear from 19 on, which only added types to it.
                 used.version = max(19, used.version)
         graph.opset_import.append(onnx.helper.make_opsetid(_DOMAIN, 1))
-        evaluator = ReferenceEvaluator(graph, new_ops=[SaturatingConv])
+        evaluator = ReferenceEvaluator(graph, new_ops=[IntegerConv])
         # The last parts of a graph may be made for one picture or for any number: one at a time always works.
         rows = np.concatenate([_first(evaluator.run(None, {name: images[i : i + 4]})) for i in range(0, len(images), 4)])
     except Exception:  # the evaluator raises whatever went wrong inside an operator; then there is nothing to compare with
@@ -62,7 +66,7 @@ def saturated_embeddings(model: bytes, name: str, images: npt.NDArray[np.generic
 
 
 def _replace(graph: Any) -> int:
-    """Put saturating convolutions in the place of quantised ones; says how many."""
+    """Put convolutions of integers in the place of quantised ones; says how many."""
     import onnx
 
     constants = {tensor.name: tensor for tensor in graph.initializer}
@@ -80,7 +84,7 @@ def _replace(graph: Any) -> int:
             continue  # depthwise convolutions have kernels of their own, which do not saturate
         kept = {name: attributes[name] for name in ("strides", "pads") if name in attributes}
         inputs = [*value.input[:3], *weight.input[:2], *node.input[2:]]
-        made = onnx.helper.make_node("SaturatingConv", inputs, node.output, domain=_DOMAIN, name=node.name, **kept)
+        made = onnx.helper.make_node("IntegerConv", inputs, node.output, domain=_DOMAIN, name=node.name, **kept)
         node.CopyFrom(made)
         count += 1
     return count
@@ -91,9 +95,9 @@ def _first(outputs: Any) -> npt.NDArray[Any]:
 
 
 def _convolved(
-    x: npt.NDArray[Any], zero: npt.NDArray[Any], w: npt.NDArray[np.int8], strides: list[int], pads: list[int]
+    x: npt.NDArray[Any], zero: npt.NDArray[Any], w: npt.NDArray[np.int8], strides: list[int], pads: list[int], saturating: bool
 ) -> npt.NDArray[np.int32]:
-    """``(n, o, h, w)`` sums of ``(x - zero) * w`` with saturating pairs."""
+    """``(n, o, h, w)`` sums of ``(x - zero) * w``, of pairs that saturate if asked for."""
     # Signed activations are moved to unsigned bytes first, as the kernels do.
     shift = 128 if x.dtype == np.int8 else 0
     offset = int(np.asarray(zero).reshape(-1)[0]) + shift
@@ -111,7 +115,7 @@ def _convolved(
     sums = np.zeros((len(left), out), np.int32)
     for k in range(0, len(right), 2):
         pair = left[:, k, None] * right[k] + left[:, k + 1, None] * right[k + 1]
-        sums += np.clip(pair, -(1 << 15), (1 << 15) - 1)
+        sums += np.clip(pair, -(1 << 15), (1 << 15) - 1) if saturating else pair
     sums -= offset * right.sum(axis=0)
     return sums.reshape(n, height, width, out).transpose(0, 3, 1, 2)
 
