@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SIZE ?= full
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help npm setup demo test test-devices lint bench benchname clean
+.PHONY: help npm setup demo test test-devices test-milvus lint bench benchname clean
 
 npm:
 	@tools/require.sh npm
@@ -42,11 +42,17 @@ lint: setup  ## Formatting, style, types and import layers
 
 test: npm lint  ## All checks and tests, at CI size
 	@echo "tests"
-	$(BIN)/python -m pytest -n 2 -m "not devices"
+	$(BIN)/python -m pytest -n 2 -m "not devices and not milvus"
 
 test-devices: npm setup  ## Tests on emulated devices: one ARM processor and the browser, at most 10 minutes
 	@echo "tests on devices"
-	$(BIN)/python -m pytest -m devices
+	$(BIN)/python -m pytest -n 2 -m devices
+
+test-milvus: setup  ## Tests of the index in Milvus: milvus-lite and a server, which is installed first, at most 5 minutes
+	@[ -x build/milvus/bin/python ] || { $(PYTHON) -m venv build/milvus && build/milvus/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off \
+	  'milvus==2.3.5' 'setuptools<80' 'marshmallow<4' 'numpy<2' 'pandas<3' 'protobuf<5'; }
+	$(PIP) install --quiet --progress-bar off -c constraints.txt -e '.[milvus]'
+	SAMESPACE_MILVUS_PYTHON=build/milvus/bin/python $(BIN)/python -m pytest -m milvus
 
 bench: benchname setup  ## Run one benchmark: make bench NAME=embedder_overhead
 	@if [ -d "benchmarks/$(NAME)" ]; then $(BIN)/python benchmarks/$(NAME)/run.py --size $(SIZE); else $(BIN)/python benchmarks/$(NAME).py; fi

@@ -14,6 +14,8 @@ __all__ = ["INSTALLS", "Installable", "load_install"]
 INSTALLS: Mapping[str, str] = {
     "arm64": "samespace.edge.devices.sysroot:sysroot",
     "armhf": "samespace.edge.devices.sysroot:sysroot",
+    "amd64": "samespace.edge.devices.sysroot:sysroot",
+    "arm64-system": "samespace.edge.devices.system:system_set",
     "browser": "samespace.edge.devices.browser.install:browser_set",
 }
 

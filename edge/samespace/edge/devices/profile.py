@@ -27,11 +27,21 @@ class Host(_Part):
 
 
 class QemuUser(_Part):
-    """An ARM processor that QEMU emulates for one program (user mode), with the runtimes' own ARM wheels."""
+    """A processor that QEMU emulates for one program (user mode), with the runtimes' own wheels for its architecture."""
 
     kind: Literal["qemu-user"]
-    architecture: Literal["arm64", "armhf"] = Field(description="which sysroot: samespace devices install ARCHITECTURE")
-    cpu: str = Field(pattern="^[a-z0-9][a-z0-9-]*$", description="QEMU's name of the processor: -cpu")
+    architecture: Literal["arm64", "armhf", "amd64"] = Field(description="which sysroot: samespace devices install ARCHITECTURE")
+    cpu: str = Field(pattern="^[A-Za-z0-9][A-Za-z0-9-]*$", description="QEMU's name of the processor: -cpu")
+    runtimes: tuple[str, ...] = Field(min_length=1, description="names of runtimes, best first")
+    threads: int = Field(default=1, ge=1, le=64, description="of a runtime, where the check does not say")
+
+
+class QemuSystem(_Part):
+    """A whole 64-bit ARM computer that QEMU emulates, with little memory."""
+
+    kind: Literal["qemu-system"]
+    cpu: str = Field(pattern="^[A-Za-z0-9][A-Za-z0-9-]*$", description="QEMU's name of the processor: -cpu")
+    memory_mb: int = Field(ge=64, le=8192, description="of the computer, its kernel included")
     runtimes: tuple[str, ...] = Field(min_length=1, description="names of runtimes, best first")
     threads: int = Field(default=1, ge=1, le=64, description="of a runtime, where the check does not say")
 
@@ -51,7 +61,7 @@ class DeviceProfile(_Part):
 
     name: str = Field(pattern="^[a-z0-9][a-z0-9-]*$", description="as in --device; the file is called NAME.toml")
     description: str
-    runs: Host | QemuUser | Browser = Field(discriminator="kind", description="what runs it, and how")
+    runs: Host | QemuUser | QemuSystem | Browser = Field(discriminator="kind", description="what runs it, and how")
     proves: str
     cannot_prove: str
 

@@ -1,6 +1,6 @@
-"""ARM processors by QEMU's user-mode emulation: one program at a time, as a plain user, with the runtimes' own ARM wheels.
+"""Processors by QEMU's user-mode emulation: one program at a time, as a plain user, with the runtimes' own wheels for them.
 
-What is emulated is the processor: the runtimes' ARM kernels run, and those that this very processor gets. The system calls are
+What is emulated is the processor: the runtimes choose the kernels that this very processor gets. The system calls are
 this machine's.
 """
 
@@ -17,7 +17,7 @@ __all__ = ["QemuUserDevice"]
 
 
 class QemuUserDevice(ServedDevice):
-    """A :class:`samespace.sdk.devices.Device` on an emulated ARM processor.
+    """A :class:`samespace.sdk.devices.Device` on an emulated processor.
 
     Args:
         profile: of the kind ``qemu-user``.

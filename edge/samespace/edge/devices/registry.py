@@ -14,6 +14,7 @@ __all__ = ["DEVICES", "names", "open_device"]
 DEVICES: Mapping[str, str] = {
     "host": "samespace.edge.devices.host:HostDevice",
     "browser": "samespace.edge.devices.browser.device:BrowserDevice",
+    "qemu-system": "samespace.edge.devices.system:QemuSystemDevice",
     "qemu-user": "samespace.edge.devices.qemu_user:QemuUserDevice",
 }
 

@@ -7,13 +7,15 @@ nothing else of ours. By :mod:`samespace.sdk.runtimes.child_frames` it serves tw
 - ``{"do": "hello"}``, answered ``{"host": {NAME: TEXT}, "versions": {RUNTIME: TEXT}}``;
 - ``{"do": "embed", "bundle", "manifest_sha256", "artifact", "runtime", "options"}`` with the encoded images, answered
   ``{"tensors": SHAPE or null, "embeddings": SHAPE or null, "refused": TEXT}`` with the uint8 tensors and the embeddings (little
-  endian float32), or ``{"config": TEXT}`` when that cannot be asked of this device at all.
+  endian float32), or ``{"config": TEXT}`` when that cannot be asked of this device at all. ``peak_kb`` beside them is
+the most memory that this process had meanwhile, where the system knows it.
 
 It opens the bundle itself, and refuses another one than the check opened.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -61,7 +63,9 @@ def answer(question: Any, parts: Sequence[bytes]) -> tuple[dict[str, Any], list[
     if question["do"] == "hello":
         return _hello(), []
     try:
-        return _embed(question, parts)
+        _forget_peak()
+        told, found = _embed(question, parts)
+        return {**told, "peak_kb": _peak()}, found
     except (RuntimeFailure, ImageError) as error:
         return {"tensors": None, "embeddings": None, "refused": str(error)}, []
     except SamespaceError as error:
@@ -86,6 +90,21 @@ def _embed(question: Mapping[str, Any], images: Sequence[bytes]) -> tuple[dict[s
             raise
         return {**found, "refused": f"{question['artifact']}: out of memory on the device ({error or 'MemoryError'})"}, told
     return {**found, "embeddings": embeddings.shape}, [*told, np.ascontiguousarray(embeddings, "<f4").tobytes()]
+
+
+def _forget_peak() -> None:
+    """Have the kernel count anew; where it cannot, the peak is that of the whole life of this process."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak() -> int | None:
+    """Most memory since then in KiB (VmHWM): in user-mode emulation the emulator's is in it."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")), None)
 
 
 def _open(path: str, manifest_sha256: str) -> Bundle:

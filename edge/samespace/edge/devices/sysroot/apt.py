@@ -47,21 +47,23 @@ class AptRoot:
         folder: of the root.
         architecture: Debian's name.
         security: use the host's source of security updates, too.
+        own: the host's architecture from all these sources, too, not from the backports only.
 
     Raises:
         ConfigError: the host has no apt, or no source of Debian.
     """
 
-    def __init__(self, folder: Path, architecture: str, *, security: bool) -> None:
+    def __init__(self, folder: Path, architecture: str, *, security: bool, own: bool = False) -> None:
         if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
             raise ConfigError("building a sysroot needs apt-get and dpkg-deb: use a Debian host or container")
         self.folder = folder
         self.host = run(["dpkg", "--print-architecture"], "asking for this host's architecture", seconds=30).strip()
         main, updates = _sites()
-        sources = [f"deb [signed-by={_KEYRING} arch={architecture}] {main} {SUITE} main"]
+        these = f"{architecture},{self.host}" if own and self.host != architecture else architecture
+        sources = [f"deb [signed-by={_KEYRING} arch={these}] {main} {SUITE} main"]
         sources.append(f"deb [signed-by={_KEYRING} arch={self.host}] {main} {SUITE}-backports main")
         if security and updates:
-            sources.append(f"deb [signed-by={_KEYRING} arch={architecture}] {updates} {SUITE}-security main")
+            sources.append(f"deb [signed-by={_KEYRING} arch={these}] {updates} {SUITE}-security main")
         for part in ("parts", "state/lists/partial", "cache/archives/partial", "debs"):
             (folder / part).mkdir(parents=True, exist_ok=True)
         (folder / "status").write_text("")
@@ -97,6 +99,20 @@ class AptRoot:
         if wrong or set(found) != set(wanted):
             raise ConfigError(f"{len(wrong)} of {len(wanted)} packages were not downloaded, e.g. {wrong[:1]}; try again")
         return list(found.values())
+
+    def real(self, package: str) -> str:
+        """The package that one without files of its own stands for (a kernel's): the first that it depends on.
+
+        Raises:
+            ConfigError: there is no such package, or it depends on none.
+        """
+        variables = {"APT_CONFIG": str(self.folder / "apt.conf")}
+        command = ["apt-cache", "show", "--no-all-versions", package]
+        printed = run(command, f"looking up {package}", seconds=_SECONDS, variables=variables)
+        match = re.search(r"^Depends: ([a-z0-9][a-z0-9+.-]+)", printed, re.MULTILINE)
+        if match is None:
+            raise ConfigError(f"Debian's {package} depends on no package; run 'apt-get update', try again")
+        return match[1]
 
     def _wanted(self, packages: Sequence[str]) -> dict[str, str]:
         """File names of packages, and their SHA-256."""

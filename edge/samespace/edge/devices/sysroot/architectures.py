@@ -28,11 +28,18 @@ _CLIENT = (
     *("pydantic==2.11.10", "pydantic_core==2.33.2", "annotated-types==0.8.0", "typing-inspection==0.4.2"),
     *("typing_extensions==4.12.2", "safetensors==0.8.0", "cryptography==50.0.2", "platformdirs==4.14.7"),
 )
+#: All of it from PyPI, where 64-bit machines have wheels of everything.
+_WHEELS = (
+    *("numpy==1.26.4", "pillow==13.0.0", "cffi==2.1.1", *_CLIENT),
+    *("onnxruntime==1.32.0", "ai-edge-litert==2.3.0", "tflite-runtime==2.14.0"),
+    *("flatbuffers==25.12.19", "protobuf==7.36.2", "packaging==26.3", "tqdm==4.70.1", "backports.strenum==1.2.8"),
+)
+_MANYLINUX = (35, 34, 31, 28, 27, 17)
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """An ARM that Debian is built for.
+    """An architecture that Debian is built for.
 
     Attributes:
         name: Debian's.
@@ -61,12 +68,19 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         triplet="aarch64-linux-gnu",
         qemu="qemu-aarch64",
         packages=_PACKAGES,
-        wheels=(
-            *("numpy==1.26.4", "pillow==13.0.0", "cffi==2.1.1", *_CLIENT),
-            *("onnxruntime==1.32.0", "ai-edge-litert==2.3.0", "tflite-runtime==2.14.0"),
-            *("flatbuffers==25.12.19", "protobuf==7.36.2", "packaging==26.3", "tqdm==4.70.1", "backports.strenum==1.2.8"),
-        ),
-        platforms=(*(f"manylinux_2_{minor}_aarch64" for minor in (35, 34, 31, 28, 27, 17)), "manylinux2014_aarch64"),
+        wheels=_WHEELS,
+        platforms=(*(f"manylinux_2_{minor}_aarch64" for minor in _MANYLINUX), "manylinux2014_aarch64"),
+        security=True,
+        links={},
+    ),
+    # Other processors of the kind that most hosts have.
+    "amd64": Architecture(
+        name="amd64",
+        triplet="x86_64-linux-gnu",
+        qemu="qemu-x86_64",
+        packages=_PACKAGES,
+        wheels=_WHEELS,
+        platforms=(*(f"manylinux_2_{minor}_x86_64" for minor in _MANYLINUX), "manylinux2014_x86_64"),
         security=True,
         links={},
     ),

@@ -41,7 +41,7 @@ def sysroot(name: str) -> Sysroot:
 
 
 class Sysroot:
-    """An :class:`samespace.edge.devices.installs.Installable`: an ARM Debian in a folder, and the QEMU that runs its programs.
+    """An :class:`samespace.edge.devices.installs.Installable`: a Debian in a folder, and the QEMU that runs its programs.
 
     Args:
         architecture: what it consists of.
@@ -139,10 +139,21 @@ class Sysroot:
             cpu: QEMU's name of the processor.
             sdk: from :func:`~samespace.edge.devices.sysroot.guest.guest_sdk`.
         """
-        path = self.python_path(str(root), str(sdk) if sdk else str(root))
-        variables = {
+        variables = self.variables(str(root), str(sdk) if sdk else str(root))
+        told = [part for name, value in variables.items() for part in ("-E", f"{name}={value}")]
+        qemu = [str(root.parent / "qemu"), "-L", str(root), "-cpu", cpu, "-U", "LD_LIBRARY_PATH", *told]
+        return [*qemu, f"{root}/usr/bin/python{PYTHON[0]}.{PYTHON[1]}", "-P"]
+
+    def variables(self, root: str, sdk: str) -> dict[str, str]:
+        """The device's environment.
+
+        Args:
+            root: how it calls the sysroot's root.
+            sdk: how it calls :func:`~samespace.edge.devices.sysroot.guest.guest_sdk`.
+        """
+        return {
             "PYTHONHOME": f"{root}/usr",
-            "PYTHONPATH": ":".join(path),
+            "PYTHONPATH": ":".join(self.python_path(root, sdk)),
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONNOUSERSITE": "1",
             "PYTHONHASHSEED": "0",
@@ -152,9 +163,6 @@ class Sysroot:
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
         }
-        told = [part for name, value in variables.items() for part in ("-E", f"{name}={value}")]
-        qemu = [str(root.parent / "qemu"), "-L", str(root), "-cpu", cpu, "-U", "LD_LIBRARY_PATH", *told]
-        return [*qemu, f"{root}/usr/bin/python{PYTHON[0]}.{PYTHON[1]}", "-P"]
 
     @property
     def _downloads(self) -> Path:
