@@ -1,8 +1,9 @@
-"""``samespace devices``: install what emulated devices need, and see whether it is good."""
+"""``samespace devices``: install what emulated devices need, see whether it is good, and what artifacts cost."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -83,6 +84,33 @@ def remove(names: _Names) -> None:
     """Remove sets, with what was downloaded for them."""
     for found in _loaded(names):
         typer.echo(f"{found.name}: {'removed' if found.remove() else 'was not installed'}")
+
+
+@app.command(epilog="Example: samespace devices costs phone.samespace")
+def costs(
+    bundle: Annotated[Path, typer.Argument(help="The bundle.")],
+    artifact: Annotated[list[str] | None, typer.Option(help="Name of one; may be repeated. Default: all.")] = None,
+    repeats: Annotated[int, typer.Option(min=0, help="Processes in which memory is measured; 0 leaves it out.")] = 3,
+    allow_unsigned: Annotated[
+        bool, typer.Option("--allow-unsigned", help="Open a bundle whose signer is not trusted.")
+    ] = False,
+    as_json: _Json = False,
+) -> None:
+    """What one image costs with each artifact: size, parameters, MACs, bytes moved and memory. No time: that is the phone's."""
+    from dataclasses import asdict
+
+    from samespace.edge.devices.costs import artifact_costs, costs_text
+    from samespace.sdk.bundle import Bundle
+    from samespace.sdk.cli.progress import progress
+
+    opened = Bundle.open(bundle, allow_unsigned=allow_unsigned)
+    names = [opened.artifact(name).spec.name for name in artifact or [spec.path for spec in opened.artifacts]]
+    found = []
+    with progress("Counting", total=len(names)) as bar:
+        for name in names:
+            found.append(artifact_costs(opened, name, repeats=repeats))
+            bar.advance(1, name)
+    typer.echo(json.dumps([asdict(one) for one in found]) if as_json else costs_text(found))
 
 
 def _loaded(names: list[str]) -> list[Installable]:

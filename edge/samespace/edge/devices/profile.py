@@ -30,7 +30,9 @@ class QemuUser(_Part):
     """A processor that QEMU emulates for one program (user mode), with the runtimes' own wheels for its architecture."""
 
     kind: Literal["qemu-user"]
-    architecture: Literal["arm64", "armhf", "amd64"] = Field(description="which sysroot: samespace devices install ARCHITECTURE")
+    architecture: Literal["arm64", "armhf", "amd64"] = Field(
+        description="which sysroot: samespace devices install ARCHITECTURE"
+    )
     cpu: str = Field(pattern="^[A-Za-z0-9][A-Za-z0-9-]*$", description="QEMU's name of the processor: -cpu")
     runtimes: tuple[str, ...] = Field(min_length=1, description="names of runtimes, best first")
     threads: int = Field(default=1, ge=1, le=64, description="of a runtime, where the check does not say")

@@ -1,8 +1,8 @@
 """The program that drives the browser: a :class:`samespace.edge.devices.served.ServedDevice` asks it as it asks a worker.
 
 It opens the bundle and verifies it, starts the browser, and hands the page what it asks for: the artifact's bytes and the
-encoded images. Decoding, preprocessing and inference are the page's (``page/run.js``). Each artifact gets a page of its own in the
-one browser: WebAssembly's memory never shrinks, and one artifact leaves nothing for the next.
+encoded images. Decoding, preprocessing and inference are the page's (``page/run.js``). Each artifact gets a page of its own in
+the one browser: WebAssembly's memory never shrinks, and one artifact leaves nothing for the next.
 
 The browser ends with this process, however it ends: it holds a pipe to Playwright, and that one to this process.
 """

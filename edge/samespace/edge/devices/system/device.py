@@ -64,12 +64,17 @@ class QemuSystemDevice(ServedDevice):
         self._peak = ""
         self._needed()
 
-    def start(self) -> None:
+    def start(self, bundle: Bundle | None = None) -> None:
         """Start it now, not with the first artifact.
+
+        Args:
+            bundle: what it is to run: a computer gets its folders when it is switched on.
 
         Raises:
             ConfigError: it does not start, or has not memory enough for the worker alone.
         """
+        if bundle is not None:
+            self._share(bundle.path.resolve())
         try:
             self._started()
         except ChildFailed as error:
@@ -77,10 +82,7 @@ class QemuSystemDevice(ServedDevice):
 
     def embed(self, bundle: Bundle, artifact: str, runtime: str, images: Sequence[bytes], options: RuntimeOptions) -> DeviceRun:
         """As any device; see :meth:`samespace.sdk.devices.Device.embed`."""
-        if self._shared != bundle.path.resolve():
-            # A computer gets its folders when it is switched on.
-            self._end()
-            self._shared = bundle.path.resolve()
+        self._share(bundle.path.resolve())
         others = self._served
         run = super().embed(bundle, artifact, runtime, images, options)
         if others and _NO_MEMORY.search(run.refused):
@@ -162,6 +164,11 @@ class QemuSystemDevice(ServedDevice):
         if isinstance(peak := answer.get("peak_kb"), int):
             self._peak = f"{peak / 1024:.0f} MB"
         return super()._judged(answer, parts, runtime)
+
+    def _share(self, path: Path) -> None:
+        if self._shared != path:
+            self._end()
+            self._shared = path
 
     def _bundle_folder(self) -> Path | None:
         if self._shared is None or self._shared.is_dir():
