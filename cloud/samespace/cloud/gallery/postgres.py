@@ -6,15 +6,16 @@ import queue
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 from pgvector.psycopg import register_vector
+from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from samespace.sdk.errors import ConfigError, GalleryError, GalleryUnavailableError
 
-__all__ = ["Connection", "Database"]
+__all__ = ["SEARCHING", "Connection", "Database"]
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -22,6 +23,9 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 _SCHEMA_VERSION = 1
 #: A server that does not even refuse must not hold up a request for minutes.
 _CONNECT_SECONDS = 10
+#: Settings of every connection, as searches of the usual size want them. Strict order: an index must not say that there are
+#: no more rows that match a filter before it has looked.
+SEARCHING: dict[LiteralString, int | str] = {"hnsw.iterative_scan": "strict_order", "hnsw.ef_search": 100}
 #: Iterative index scans came with it.
 _OLDEST_PGVECTOR = (0, 8)
 #: Any number: two services that start at once must not both make the tables.
@@ -112,16 +116,32 @@ class Database:
             with outer.transaction():
                 yield outer
             return
+        with self._borrowed() as connection, connection.transaction():
+            self._mine.connection = connection
+            try:
+                yield connection
+            finally:
+                self._mine.connection = None
+
+    @contextmanager
+    def statement(self) -> Iterator[Connection]:
+        """A connection for statements that are a transaction each, which saves two round trips; within :meth:`transaction`
+        of the same thread they are parts of that one. Errors as there.
+        """
+        if (outer := getattr(self._mine, "connection", None)) is not None:
+            with outer.transaction():
+                yield outer
+            return
+        with self._borrowed() as connection:
+            yield connection
+
+    @contextmanager
+    def _borrowed(self) -> Iterator[Connection]:
         connection = self._free.get()
         try:
             if connection is None or connection.closed:
                 connection = self._connect()
-            with connection.transaction():
-                self._mine.connection = connection
-                try:
-                    yield connection
-                finally:
-                    self._mine.connection = None
+            yield connection
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
             # What took this connection took the idle ones too; they must not fail the next callers one by one.
             self.close()
@@ -147,6 +167,8 @@ class Database:
         # Autocommit, because every use is inside an explicit transaction.
         connection = psycopg.connect(self._url, autocommit=True)
         connection.execute("SET search_path TO samespace, public")
+        for setting, value in SEARCHING.items():
+            connection.execute(sql.SQL("SET {} = {}").format(sql.SQL(setting), sql.Literal(value)))
         register_vector(connection)
         return connection
 

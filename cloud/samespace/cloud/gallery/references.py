@@ -188,5 +188,6 @@ def _saturated(loaded: LoadedArtifact, images: npt.NDArray[np.uint8]) -> dict[st
         for saturating in (True, False)
     )
     # Where nothing saturates, it is no hypothesis.
-    there = saturated is not None and exact is not None and np.abs(saturated - exact).max() > _SATURATES
-    return {"int8_saturation": saturated} if there else {}
+    if saturated is None or exact is None or np.abs(saturated - exact).max() <= _SATURATES:
+        return {}
+    return {"int8_saturation": saturated}

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from samespace.sdk.errors import ConfigError, GalleryError, GalleryUnavailableError
 from samespace.sdk.gallery.connection import first_complaint
-from samespace.sdk.gallery.wire import API, Problem, error_of
+from samespace.sdk.gallery.wire import API, GalleryHealth, Problem, error_of
 from samespace.sdk.gallery.wire_admin import KeyInfo, KeyList, NewKey, NewKeyRequest, Role
 
 __all__ = ["RemoteKeys"]
@@ -22,7 +22,7 @@ class RemoteKeys:
     """Does what :class:`~samespace.cloud.gallery.keys.KeyRing` does, over HTTP. A context manager."""
 
     def __init__(self, url: str, key: str, *, transport: httpx.BaseTransport | None = None) -> None:
-        self._http = httpx.Client(base_url=url, headers={"X-Api-Key": key}, timeout=30.0, transport=transport)
+        self._http = httpx.Client(base_url=url, headers={"X-Api-Key": key} if key else {}, timeout=30.0, transport=transport)
 
     def create(self, role: Role, tenant: str = "", name: str = "") -> tuple[str, KeyInfo]:
         """A new key: its text, and what is kept."""
@@ -40,6 +40,10 @@ class RemoteKeys:
     def revoke(self, key_id: str) -> KeyInfo:
         """Let a key not be good any more."""
         return self._call("DELETE", f"{API}/keys/{key_id}", KeyInfo)
+
+    def health(self) -> GalleryHealth:
+        """What the service holds; a reader's key is enough."""
+        return self._call("GET", f"{API}/health", GalleryHealth)
 
     def __enter__(self) -> Self:
         return self

@@ -13,10 +13,12 @@ from types import FrameType
 
 import platformdirs
 
+from samespace.cloud.gallery.browsing import partition_of
 from samespace.cloud.gallery.evidence import verified_evidence
 from samespace.cloud.gallery.gallery import Gallery
 from samespace.cloud.gallery.keys import KeyRing
 from samespace.cloud.gallery.membership import Introduction
+from samespace.cloud.gallery.recall import measured_beside
 from samespace.cloud.gallery.serve_options import ServeOptions, request_log
 from samespace.cloud.gallery.stores import open_stores
 from samespace.sdk.bundle import Bundle
@@ -105,12 +107,15 @@ def serve_gallery(
     with (
         _told_to_stop(),
         _listening(address) as listener,
-        open_stores(data=data, database=database, memory=memory, index=index, index_url=index_url) as stores,
+        open_stores(
+            data=data, database=database, memory=memory, index=index, index_url=index_url, storage=options.storage
+        ) as stores,
         Gallery(stores.registry, stores.index, policy=options.policy, secret=options.secret) as gallery,
         request_log(options.log_requests),
     ):
         keys = _keys(address, options, KeyRing(gallery.shelf))
         _register(gallery, opened, runtime, allow_unsigned)
+        due = [partition_of("", s.serving_model_id) for s in gallery.spaces()]
         settings = ServiceSettings(allow_unsigned=allow_unsigned, keys=keys, limits=options.limits)
         app = create_app(gallery, settings)
 
@@ -150,7 +155,8 @@ def serve_gallery(
             timeout_graceful_shutdown=_GRACE,
         )
         try:
-            Server(config).run(sockets=[listener])
+            with measured_beside(stores.index, gallery.shelf, due):
+                Server(config).run(sockets=[listener])
         finally:
             app.state.drift.close()
 

@@ -33,6 +33,7 @@ class ServeOptions:
         drain: seconds between being told to stop (readiness says no) and stopping.
         log_requests: one JSON line a request on stderr.
         secret: signs tokens; the same for all instances of one service. By default new at each start.
+        storage: how pgvector's indexes keep vectors; None leaves them as they are.
     """
 
     policy: HandshakePolicy = field(default_factory=HandshakePolicy)
@@ -41,6 +42,7 @@ class ServeOptions:
     drain: float = 0.0
     log_requests: bool = False
     secret: bytes | None = None
+    storage: str | None = None
 
 
 def serve_options(
@@ -54,6 +56,7 @@ def serve_options(
     drain: float = 0.0,
     log_requests: bool = False,
     secret_file: Path | None = None,
+    storage: str | None = None,
 ) -> ServeOptions:
     """Options from the words of the command line; ``max_body`` is in MiB.
 
@@ -80,6 +83,7 @@ def serve_options(
         drain=drain,
         log_requests=log_requests,
         secret=secret,
+        storage=storage,
     )
 
 

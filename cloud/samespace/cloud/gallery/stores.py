@@ -33,6 +33,7 @@ def open_stores(
     memory: bool = False,
     index: str | None = None,
     index_url: str = "",
+    storage: str | None = None,
 ) -> Iterator[Stores]:
     """A registry in exactly one of three places, and an index; closed at the end of the block.
 
@@ -42,6 +43,7 @@ def open_stores(
         memory: nothing outlives the process.
         index: name of another vector index than the one that fits the place.
         index_url: of that index's own server, if it has one.
+        storage: how pgvector's indexes keep vectors: float32, halfvec or binary; by default as they do now, new ones float32.
 
     Raises:
         ConfigError: none or several places were given, or they cannot be used.
@@ -50,23 +52,25 @@ def open_stores(
     """
     if (data is not None) + (database is not None) + memory != 1:
         raise ConfigError("say where the gallery is kept: one of --data DIR, --database URL and --memory")
+    if storage is not None and (index or ("memory" if memory else "pgvector")) != "pgvector":
+        raise ConfigError(f"--storage {storage}: only the index 'pgvector' has storages; leave it out")
     if memory:
-        vectors = open_index(index or "memory", index_url)
+        vectors = _index(index or "memory", index_url, storage)
         yield Stores(MemoryRegistry(), vectors, "memory (gone when this process ends)")
     elif database is not None:
-        with _postgres(database, index, index_url, None) as stores:
+        with _postgres(database, index, index_url, None, storage) as stores:
             yield stores
     else:
         from samespace.cloud.gallery.embedded import EmbeddedPostgres
 
         assert data is not None
         place = f"the embedded PostgreSQL in {data}"
-        with EmbeddedPostgres(data) as server, _postgres(server.url, index, index_url, place) as stores:
+        with EmbeddedPostgres(data) as server, _postgres(server.url, index, index_url, place, storage) as stores:
             yield stores
 
 
 @contextmanager
-def _postgres(url: str, index: str | None, index_url: str, place: str | None) -> Iterator[Stores]:
+def _postgres(url: str, index: str | None, index_url: str, place: str | None, storage: str | None) -> Iterator[Stores]:
     try:
         from samespace.cloud.gallery.indexes.pgvector import PgVectorIndex
         from samespace.cloud.gallery.postgres import Database
@@ -76,7 +80,18 @@ def _postgres(url: str, index: str | None, index_url: str, place: str | None) ->
     database = Database(url)
     try:
         # In the registry's own database and through its connections, unless something else is asked for.
-        vectors = open_index(index or "pgvector", index_url) if index or index_url else PgVectorIndex(database)
+        own = not index and not index_url
+        vectors = PgVectorIndex(database, storage) if own else _index(index or "pgvector", index_url, storage)
         yield Stores(PostgresRegistry(database), vectors, place or f"PostgreSQL, {database.place}")
     finally:
         database.close()
+
+
+def _index(name: str, url: str, storage: str | None) -> VectorIndex:
+    """An index in a place of its own; only pgvector has storages."""
+    if storage is None or not url:
+        return open_index(name, url)
+    from samespace.cloud.gallery.indexes.pgvector import PgVectorIndex
+    from samespace.cloud.gallery.postgres import Database
+
+    return PgVectorIndex(Database(url), storage)

@@ -35,6 +35,7 @@ from samespace.sdk.gallery.wire_admin import (
     RateLimitedError,
     TooLargeError,
 )
+from samespace.sdk.gallery.wire_recall import StatedRecall
 from samespace.sdk.identity import CompatibilityRecord, SpaceRecord
 
 __all__ = [
@@ -347,6 +348,7 @@ class SpaceState(_Message):
     space: SpaceRecord
     serving_model_id: str
     items: int
+    recall: StatedRecall | None = Field(default=None, description="of approximate searches, as it was measured last")
 
 
 class GalleryHealth(_Message):

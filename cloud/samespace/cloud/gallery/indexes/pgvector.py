@@ -1,4 +1,5 @@
-"""Vectors in PostgreSQL with pgvector: one table, and for each model an HNSW index over just its rows.
+"""Vectors in PostgreSQL with pgvector: one table, and for each model an HNSW index over just its rows, in one of several
+storages (:mod:`~samespace.cloud.gallery.indexes.pgvector_storage`).
 
 A partial index per model keeps recall where a filter over a common index would lose it, lets models of several
 dimensions share the table, and lets a switch of models be one transaction with the registry's.
@@ -6,9 +7,8 @@ dimensions share the table, and lets a switch of models be one transaction with 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, LiteralString
 
 import numpy as np
 import numpy.typing as npt
@@ -16,27 +16,53 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from samespace.cloud.gallery.indexes.base import Filter, Hit, Place, StoredItem, comes_after, cosine_scores, ranked, values_of
-from samespace.cloud.gallery.postgres import Connection, Database
+from samespace.cloud.gallery.indexes.pgvector_storage import (
+    SPARE,
+    STORAGES,
+    Storage,
+    creation,
+    index_name,
+    nearest,
+    storage_of,
+)
+from samespace.cloud.gallery.postgres import SEARCHING, Connection, Database
 from samespace.sdk.errors import GalleryError
 
 __all__ = ["PgVectorIndex"]
 
 #: pgvector stores no vector that is longer.
 _MAX_STORED = 16_000
-#: pgvector indexes no vector that is longer; longer ones are compared one by one.
-_MAX_INDEXED = 2_000
-#: The database adds up in float32; a few more rows than asked for are ranked again in float64, so that all indexes
-#: agree.
-_SPARE = 16
 #: By how much its scores may be off, at most: float32 sums of products of unit vectors.
 _ROUNDING = 1e-5
+#: From so many items on, COPY into a temporary table and a merge are faster than one statement with arrays.
+_COPY_FROM = 500
+
+_MERGE = (
+    "ON CONFLICT (model_id, item_id) DO UPDATE "
+    "SET embedding = EXCLUDED.embedding, metadata = EXCLUDED.metadata, stored_at = now()"
+)
 
 
 class PgVectorIndex:
-    """Implements :class:`~samespace.cloud.gallery.indexes.base.VectorIndex` in a PostgreSQL database."""
+    """Implements :class:`~samespace.cloud.gallery.indexes.base.VectorIndex` in a PostgreSQL database.
 
-    def __init__(self, database: Database) -> None:
+    Args:
+        storage: of the indexes, one of :data:`~samespace.cloud.gallery.indexes.pgvector_storage.STORAGES`; None leaves each
+            index as it is, and makes new ones of float32.
+
+    Raises:
+        ConfigError: there is no such storage.
+    """
+
+    def __init__(self, database: Database, storage: str | None = None) -> None:
         self._database = database
+        self._wanted = None if storage is None else storage_of(storage)
+        #: Of the models that were prepared.
+        self._storages: dict[str, Storage] = {}
+
+    def describe(self, model_id: str) -> str:
+        """Which index this is, and how it keeps a model's vectors."""
+        return f"pgvector {self._storage(model_id).name}"
 
     def prepare(self, model_id: str, dim: int) -> None:
         if dim > _MAX_STORED:
@@ -44,27 +70,46 @@ class PgVectorIndex:
                 f"model {model_id}: pgvector stores vectors of up to {_MAX_STORED} dimensions, not {dim}; "
                 "train a smaller embedding"
             )
-        if dim > _MAX_INDEXED:
-            return
-        statement = sql.SQL(
-            "CREATE INDEX IF NOT EXISTS {name} ON items USING hnsw ((embedding::vector({dim})) vector_ip_ops) "
-            "WHERE model_id = {model}"
-        ).format(name=sql.Identifier(f"items_{_checked(model_id)}"), dim=sql.Literal(dim), model=sql.Literal(model_id))
         with self._database.transaction() as connection:
-            connection.execute(statement)
+            there = {row[0] for row in connection.execute("SELECT indexname FROM pg_indexes WHERE schemaname = 'samespace'")}
+            kept = (storage for storage in STORAGES.values() if index_name(model_id, storage) in there)
+            storage = self._wanted or next(kept, STORAGES["float32"])
+            if dim <= storage.longest and index_name(model_id, storage) not in there:
+                connection.execute(creation(model_id, dim, storage))
+            # Every index costs each insert; those of other storages have no reader any more.
+            for other in STORAGES.values():
+                if other != storage and (name := index_name(model_id, other)) in there:
+                    connection.execute(sql.SQL("DROP INDEX IF EXISTS {}").format(sql.Identifier(name)))
+        self._storages[model_id] = storage
 
     def upsert(self, model_id: str, items: Sequence[StoredItem]) -> None:
-        with self._database.transaction() as connection, connection.cursor() as cursor:
-            # In order of ids, so that two writers of the same items wait for each other instead of deadlocking.
-            latest = {item.item_id: item for item in items}
-            cursor.executemany(
-                "INSERT INTO items (model_id, item_id, embedding, metadata) VALUES (%s, %s, %b, %s) "
-                "ON CONFLICT (model_id, item_id) DO UPDATE "
-                "SET embedding = EXCLUDED.embedding, metadata = EXCLUDED.metadata, stored_at = now()",
-                [
-                    (model_id, item_id, latest[item_id].vector, Jsonb(dict(latest[item_id].metadata)))
-                    for item_id in sorted(latest)
-                ],
+        latest = {item.item_id: item for item in items}
+        # In order of ids, so that two writers of the same items wait for each other instead of deadlocking.
+        rows = [(i, latest[i].vector, Jsonb(dict(latest[i].metadata))) for i in sorted(latest)]
+        if not rows:
+            return
+        with self._database.transaction() as connection:
+            if len(rows) < _COPY_FROM:
+                connection.execute(
+                    "INSERT INTO items (model_id, item_id, embedding, metadata) "
+                    f"SELECT %s, * FROM unnest(%b::text[], %b::vector[], %b::jsonb[]) {_MERGE}",
+                    (model_id, *map(list, zip(*rows, strict=True))),
+                )
+                return
+            connection.execute(
+                "CREATE TEMPORARY TABLE IF NOT EXISTS incoming "
+                '(item_id text COLLATE "C", embedding vector, metadata jsonb) ON COMMIT DELETE ROWS'
+            )
+            with connection.cursor().copy("COPY pg_temp.incoming FROM STDIN (FORMAT BINARY)") as copy:
+                copy.set_types(["text", "vector", "jsonb"])
+                for row in rows:
+                    copy.write_row(row)
+            # Taken out, for there may be another batch in the same transaction.
+            connection.execute(
+                "WITH moved AS (DELETE FROM pg_temp.incoming RETURNING item_id, embedding, metadata) "
+                "INSERT INTO items (model_id, item_id, embedding, metadata) "
+                f"SELECT %s, item_id, embedding, metadata FROM moved ORDER BY item_id {_MERGE}",
+                (model_id,),
             )
 
     def search(
@@ -77,25 +122,26 @@ class PgVectorIndex:
         where: Filter | None = None,
         after: Place | None = None,
     ) -> list[list[Hit]]:
-        dim = queries.shape[1]
-        exact = exact or dim > _MAX_INDEXED
-        wanted = _wanted(where or {})
-        with self._database.transaction() as connection:
-            if not exact:
-                connection.execute("SET LOCAL hnsw.iterative_scan = strict_order")
-                effort = sql.Literal(min(1000, max(100, 2 * (k + _SPARE))))
-                connection.execute(sql.SQL("SET LOCAL hnsw.ef_search = {}").format(effort))
-            quick, sure = (
-                _nearest(_checked(model_id), dim, exact=compare_all, wanted=wanted, page=after is not None)
-                for compare_all in (exact, True)
-            )
+        dim, wanted = queries.shape[1], _wanted(where or {})
+        # Rows of a page are found in the order of their scores, which an index of other numbers does not know.
+        storage = self._storage(model_id)
+        sure = exact or dim > storage.longest or (after is not None and storage.spread > 1)
+        names = tuple(wanted)
+        every = nearest(model_id, dim, None, names, page=after is not None)
+        quick = every if sure else nearest(model_id, dim, storage, names, page=after is not None)
+        effort = storage.sight(k)
+        # One statement of its own in the usual case: the connection is set up for it.
+        usual = sure or effort == SEARCHING["hnsw.ef_search"]
+        with self._database.statement() if usual else self._database.transaction() as connection:
+            if not usual:
+                connection.execute(sql.SQL("SET LOCAL hnsw.ef_search = {}").format(sql.Literal(effort)))
             found = []
             for query in queries:
-                hits = self._ranked(connection, quick, query, k, after, wanted)
+                hits = self._ranked(connection, quick, query, k, after, wanted, storage.candidates(k))
                 # An approximate search gives up after some thousand rows: too early, where few of them match or many stand
                 # before the page.
-                if len(hits) < k and not exact and (wanted or after):
-                    hits = self._ranked(connection, sure, query, k, after, wanted)
+                if len(hits) < k and not sure and (wanted or after):
+                    hits = self._ranked(connection, every, query, k, after, wanted, 0)
                 found.append(hits)
             return found
 
@@ -131,22 +177,30 @@ class PgVectorIndex:
         with self._database.transaction() as connection:
             return connection.cursor(binary=True).execute(statement, arguments).fetchall()
 
+    def _storage(self, model_id: str) -> Storage:
+        return self._storages.get(model_id) or self._wanted or STORAGES["float32"]
+
     @staticmethod
     def _ranked(
         connection: Connection,
-        statement: sql.Composed,
+        statement: LiteralString,
         query: npt.NDArray[np.float32],
         k: int,
         after: Place | None,
         wanted: Mapping[str, list[Jsonb]],
+        candidates: int,
     ) -> list[Hit]:
-        limit = k + _SPARE
+        limit = k + SPARE
         arguments: dict[str, Any] = {"query": query, **wanted}
         if after is not None:
             # The database's own scores are a little off: a few rows from before the page come along, and are left out below.
             arguments["nearest"] = -after[0] - _ROUNDING
         while True:
-            rows = connection.cursor(binary=True).execute(statement, {**arguments, "limit": limit}).fetchall()
+            rows = (
+                connection.cursor(binary=True)
+                .execute(statement, {**arguments, "limit": limit, "candidates": candidates})
+                .fetchall()
+            )
             if not rows:
                 return []
             ids = [row[0] for row in rows]
@@ -162,23 +216,3 @@ class PgVectorIndex:
 def _wanted(where: Filter) -> dict[str, list[Jsonb]]:
     """For each condition, what the metadata must contain one of."""
     return {f"where{i}": [Jsonb({name: value}) for value in values_of(where[name])] for i, name in enumerate(where)}
-
-
-def _nearest(model_id: str, dim: int, *, exact: bool, wanted: Iterable[str], page: bool) -> sql.Composed:
-    # Written out, not passed as a parameter: only then does the planner know which partial index fits. Without the cast
-    # no index fits, and every row is compared. pgvector's <#> is the negative inner product, so ascending is nearest
-    # first.
-    column = sql.SQL("embedding") if exact else sql.SQL("(embedding::vector({}))").format(sql.Literal(dim))
-    conditions = [sql.SQL("model_id = {}").format(sql.Literal(model_id))]
-    conditions += [sql.SQL("metadata @> ANY({}::jsonb[])").format(sql.Placeholder(name)) for name in wanted]
-    if page:
-        conditions.append(sql.SQL("{} <#> %(query)b >= %(nearest)s").format(column))
-    return sql.SQL(
-        "SELECT item_id, embedding, metadata FROM items WHERE {conditions} ORDER BY {column} <#> %(query)b{tie} LIMIT %(limit)s"
-    ).format(conditions=sql.SQL(" AND ").join(conditions), column=column, tie=sql.SQL(", item_id") if exact else sql.SQL(""))
-
-
-def _checked(model_id: str) -> str:
-    if not re.fullmatch(r"m-[0-9a-f]{32}", model_id):
-        raise GalleryError(f"{model_id!r} is no model id; it is 'm-' and 32 hexadecimal digits")
-    return model_id

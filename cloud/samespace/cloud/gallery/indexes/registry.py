@@ -23,9 +23,16 @@ def _pgvector(url: str) -> VectorIndex:
     return PgVectorIndex(Database(url))
 
 
+def _milvus(url: str) -> VectorIndex:
+    from samespace.cloud.gallery.indexes.milvus import MilvusIndex
+
+    return MilvusIndex(url)
+
+
 #: Name -> what opens it, given the URL of its server (or the path of its file; empty where there is none).
 INDEXES: dict[str, Callable[[str], VectorIndex]] = {
     "memory": lambda url: MemoryIndex(),
+    "milvus": _milvus,
     "pgvector": _pgvector,
 }
 

@@ -6,6 +6,8 @@ from importlib.metadata import version
 
 from fastapi import APIRouter, Request, Response
 
+from samespace.cloud.gallery.browsing import partition_of
+from samespace.cloud.gallery.recall import stated_recall
 from samespace.cloud.gallery.routes.dependencies import DriftOf, GalleryOf, MetricsOf, ReaderOf
 from samespace.sdk.errors import GalleryError
 from samespace.sdk.gallery.wire import API, GalleryHealth, SpaceState
@@ -33,7 +35,13 @@ def ready(request: Request, gallery: GalleryOf) -> dict[str, str]:
 def health(gallery: GalleryOf, caller: ReaderOf) -> GalleryHealth:
     """What the service holds for the asking tenant; 503 when its store does not answer."""
     states = (
-        SpaceState(space_id=s.space.space_id, space=s.space, serving_model_id=s.serving_model_id, items=s.items)
+        SpaceState(
+            space_id=s.space.space_id,
+            space=s.space,
+            serving_model_id=s.serving_model_id,
+            items=s.items,
+            recall=stated_recall(gallery.shelf, partition_of(caller.tenant, s.serving_model_id)),
+        )
         for s in gallery.spaces(caller.tenant)
     )
     return GalleryHealth(status="ok", version=version("samespace"), spaces=tuple(states))
