@@ -280,3 +280,41 @@ def test_challenges_are_made_of_any_picture(mode: str, size: tuple[int, int]) ->
     assert made.format == "PNG"
     assert max(made.size) <= 300
     assert min(made.size) >= 1
+
+
+def test_a_service_that_says_when_is_asked_again_then(pauses) -> None:
+    busy = httpx.Response(
+        429,
+        headers={"retry-after": "2"},
+        json={"title": "t", "status": 429, "detail": "slow down, and repeat this", "code": "rate_limited"},
+    )
+    far = httpx.Response(503, headers={"retry-after": "3600"}, json=busy.json() | {"status": 503, "code": "overloaded"})
+    silent = httpx.Response(503, headers={"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}, text="a proxy")
+    assert GalleryClient(URL, transport=Script(busy, far, silent, ok(HEALTH))).health().status == "ok"
+    policy = RetryPolicy()
+    assert 2 <= pauses[0] <= 3
+    assert policy.longest_delay <= pauses[1] <= 1.5 * policy.longest_delay
+    assert pauses[2] <= 1.5 * 0.8
+
+
+def test_a_repeated_write_has_the_key_of_the_first_and_another_write_another(client, toy, phone, pauses) -> None:
+    added = ok({"acknowledged": ["a"]})
+    script = Script(challenge(toy), admission("t", phone), problem("unavailable", 503), httpx.ReadTimeout("slow"), added, added)
+    talking = client(script)
+    row = toy.embed(toy.images[:1], toy.edge)[0]
+    talking.add([NewItem("a", row)])
+    talking.add([NewItem("a", row)])
+    keys = [request.headers["idempotency-key"] for request in script.requests[2:]]
+    assert keys[0] == keys[1] == keys[2] != keys[3]
+    assert "idempotency-key" not in script.requests[0].headers
+
+
+def test_every_request_has_the_api_key_and_the_handshake_names_the_device(toy, phone, monkeypatch) -> None:
+    monkeypatch.delenv("SAMESPACE_GALLERY_KEY", raising=False)
+    script = Script(challenge(toy), admission("t", phone), ok(FOUND))
+    GalleryClient(URL, Embedder.open(phone), transport=script, api_key="ssk_x", device="pixel-8").search(toy.images[0])
+    assert [request.headers["x-api-key"] for request in script.requests] == ["ssk_x"] * 3
+    assert __import__("json").loads(script.requests[0].content)["device"] == "pixel-8"
+    script = Script(ok(HEALTH))
+    GalleryClient(URL, transport=script).health()
+    assert "x-api-key" not in script.requests[0].headers

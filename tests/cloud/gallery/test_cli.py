@@ -74,8 +74,11 @@ def test_a_broken_image_is_named_and_the_others_are_added(serve, run, gallery_wo
     served = serve("--memory", "--bundle", str(gallery_world.bundle("cloud")))
     options = ("--gallery", served.url, "--bundle", gallery_world.bundle("cloud"))
     ran = run("gallery", "add", tmp_path, *options)
+    assert (ran.code, ran.out) == (0, "1 added, 0 were there already, 0 are copies of others\n")
+    assert "1 of 2 images were left out" in ran.err
+    ran = run("gallery", "add", tmp_path, *options, "--strict")
     assert ran.code == 1
-    assert ran.out.startswith("1 added")
+    assert ran.out.startswith("0 added, 1 were there already")
     assert "1 of 2 images were left out" in ran.err
     assert "broken.jpg" in ran.err
     ran = run("gallery", "search", tmp_path / "broken.jpg", *options)
@@ -107,7 +110,7 @@ def test_a_port_that_is_in_use(run, gallery_world) -> None:
     ("arguments", "message"),
     [
         (["serve", "--memory", "--database", "postgresql://x"], "one of --data DIR, --database URL and --memory"),
-        (["serve", "--memory", "--index", "milvus"], "no vector index is called 'milvus'; there are: memory, pgvector"),
+        (["serve", "--memory", "--index", "faiss"], "no vector index is called 'faiss'; there are: memory, milvus, pgvector"),
         (["serve", "--memory", "--bundle", "/nowhere"], "/nowhere: no such bundle"),
         (["serve", "--memory", "--host", "no.such.host.invalid"], "not an address of this machine"),
         (["serve", "--database", "mysql://user:s3cret@host/x"], "not a PostgreSQL URL"),

@@ -70,12 +70,17 @@ def test_every_command_runs(reader) -> None:
     finally:
         if served is not None:
             served.stop()
-    assert len(ran) == 7
+    assert len(ran) == 11
     assert "40 added" in ran[0]
     assert "class-1/001.png" in ran[1]
     assert "class-1/001.png" in ran[2]
-    assert "acme" in ran[5]
-    assert '"items":0' in ran[6]
+    assert "class-1/" in ran[3]
+    assert "Flushed(sent=1, aside=0, waiting=0" in ran[4]
+    assert "Synced(fetched=1, embedded=0, added=0, missing=(), items=1" in ran[4]
+    assert "0 added, 40 were there already" in ran[5]
+    assert "acme" in ran[8]
+    assert '"items":0' in ran[9]
+    assert "0 items; recall not measured" in ran[10]
 
 
 def test_its_figures_are_those_of_the_code() -> None:

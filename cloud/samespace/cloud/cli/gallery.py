@@ -1,4 +1,4 @@
-"""``samespace gallery serve | add | search | key``."""
+"""``samespace gallery serve | add | search | key | stats``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
+from samespace.cloud.cli.gallery_add import add
 from samespace.cloud.cli.gallery_keys import app as keys_app
-from samespace.sdk.cli.progress import progress
-from samespace.sdk.errors import DataError
+from samespace.cloud.cli.gallery_stats import stats
 
 __all__ = ["app"]
 
@@ -26,6 +26,8 @@ app = typer.Typer(
 )
 
 app.add_typer(keys_app, name="key")
+app.command(epilog="Example: samespace gallery add photos/ --bundle cloud.samespace")(add)
+app.command(epilog="Example: samespace gallery stats --gallery http://127.0.0.1:8765")(stats)
 
 _Bundle = Annotated[Path, typer.Option("--bundle", help="The bundle that embeds.", show_default=False)]
 _Gallery = Annotated[str, typer.Option("--gallery", help="URL of the service.")]
@@ -57,6 +59,12 @@ def serve(
     memory: Annotated[bool, typer.Option("--memory", help="Keep nothing: all in memory.")] = False,
     index: Annotated[str | None, typer.Option("--index", help="Another vector index than the store's own.")] = None,
     index_url: Annotated[str, typer.Option("--index-url", help="URL of the index's own server, if it has one.")] = "",
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            "--storage", help="How pgvector's index keeps vectors: float32, halfvec or binary; hits are ranked exactly."
+        ),
+    ] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port to listen at; 0 takes a free one.", min=0, max=65535)] = 8765,
     keys: Annotated[
@@ -99,6 +107,7 @@ def serve(
         drain=drain,
         log_requests=log_requests,
         secret_file=secret_file,
+        storage=storage,
     )
 
     def ready(url: str, place: str, spaces: list[dict[str, str | int]]) -> None:
@@ -121,37 +130,6 @@ def serve(
         options=options,
         ready=ready,
     )
-
-
-@app.command(epilog="Example: samespace gallery add photos/ --bundle cloud.samespace")
-def add(
-    images: Annotated[Path, typer.Argument(help="A folder of images, or a CSV or Parquet table with the column 'path'.")],
-    bundle: _Bundle,
-    gallery: _Gallery = _URL,
-    batch: Annotated[int, typer.Option("--batch", help="Images for each request.", min=1, max=1024)] = 32,
-    runtime: _Runtime = None,
-    allow_unsigned: _Unsigned = False,
-    as_json: _Json = False,
-) -> None:
-    """Embed images with the cloud bundle and add them; run it again to go on where it was stopped."""
-    from samespace.cloud.gallery.ingest import find_images, ingest
-    from samespace.sdk.gallery.client import GalleryClient
-
-    found = find_images(images)
-    with (
-        GalleryClient.open(gallery, bundle, runtime=runtime, allow_unsigned=allow_unsigned) as client,
-        progress(f"Adding {images}", len(found)) as bar,
-    ):
-        report = ingest(client, client.embedder, found, batch=batch, advance=bar.advance)
-    if as_json:
-        broken = [{"path": str(path), "reason": reason} for path, reason in report.broken]
-        print(json.dumps({"added": report.added, "known": report.known, "copies": report.copies, "broken": broken}))
-    else:
-        print(f"{report.added} added, {report.known} were there already, {report.copies} are copies of others")
-    if report.broken:
-        some = "; ".join(f"{path}: {reason}" for path, reason in report.broken[:5])
-        more = f"; and {len(report.broken) - 5} more" if len(report.broken) > 5 else ""
-        raise DataError(f"{len(report.broken)} of {len(found)} images were left out. {some}{more}")
 
 
 @app.command(epilog="Example: samespace gallery search query.jpg --bundle phone.samespace -k 5")

@@ -15,12 +15,14 @@ def changes_since(gallery: Gallery, claim: Claim, request: ChangesRequest) -> Ch
     """A page of the changes to the claim's tenant's items of the serving model.
 
     With a filter, an item that does not match (any more) counts as deleted.
+
+    Raises:
+        SpaceMismatchError: no record says that the claim's model may search the serving model's vectors.
     """
-    # The model first: were it switched in between, the page would be an empty or an old one, and the next one says so.
-    serving = gallery.members.serving(claim.space_id, now=True)
-    entries = gallery.journal.read(gallery.partition(claim), request.after, request.limit)
+    serving, partition = gallery.replicated(claim)
+    entries = gallery.journal.read(partition, request.after, request.limit)
     cursor, more = (entries[-1].cursor, len(entries) == request.limit) if entries else (request.after, False)
-    told = _filtered(gallery, claim, request, entries) if request.where else entries
+    told = _filtered(gallery, partition, request, entries) if request.where else entries
     if not request.deletions:
         told = [entry for entry in told if entry.kind == "put"]
     return ChangePage(
@@ -32,7 +34,7 @@ def changes_since(gallery: Gallery, claim: Claim, request: ChangesRequest) -> Ch
     )
 
 
-def _filtered(gallery: Gallery, claim: Claim, request: ChangesRequest, entries: list[Entry]) -> list[Entry]:
-    found = gallery.stored(claim, [entry.item_id for entry in entries if entry.kind == "put"])
+def _filtered(gallery: Gallery, partition: str, request: ChangesRequest, entries: list[Entry]) -> list[Entry]:
+    found = gallery.items_in(partition, [entry.item_id for entry in entries if entry.kind == "put"])
     mine = {item_id for item_id, item in found.items() if matches(item.metadata, request.where)}
     return [entry if entry.item_id in mine else Entry(entry.cursor, entry.item_id, "delete") for entry in entries]

@@ -93,6 +93,20 @@ class Filling(Browsing):
                 self.journal.write(partition, sorted(there), "delete")
         return gone
 
+    def replicated(self, claim: Claim) -> tuple[str, str]:
+        """The model that serves at this moment, and where the tenant's vectors of it lie; for one answer, they must not part.
+
+        Raises:
+            SpaceMismatchError: no record says that the claim's model may search that model's vectors.
+        """
+        serving = self.members.serving(claim.space_id, now=True)
+        self.members.comparable(claim, serving)
+        return serving, self._partition(claim.tenant, claim.space_id, serving)
+
+    def items_in(self, partition: str, ids: Sequence[str]) -> dict[str, StoredItem]:
+        """Those of the items that are there."""
+        return self._index.get(partition, ids)
+
     def _same(self, claim: Claim, space_id: str, model_id: str) -> SpaceRecord:
         """The vectors are of the space and the model that shook hands."""
         if space_id != claim.space_id:

@@ -85,6 +85,11 @@ class AsyncGalleryClient:
         return self.session.connection.url
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the service warned of so far; each was a :class:`~samespace.sdk.gallery.connection.GalleryWarning`, too."""
+        return self.session.connection.warnings
+
+    @property
     def embedder(self) -> Embedder:
         """What makes this client's vectors."""
         return self.session.embedder

@@ -93,6 +93,11 @@ class GalleryClient:
         return self.session.connection.url
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the service warned of so far; each was a :class:`~samespace.sdk.gallery.connection.GalleryWarning`, too."""
+        return self.session.connection.warnings
+
+    @property
     def embedder(self) -> Embedder:
         """What makes this client's vectors.
 

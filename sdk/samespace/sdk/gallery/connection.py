@@ -5,6 +5,7 @@ requests are steps, which a runner does.
 from __future__ import annotations
 
 import os
+import warnings
 from typing import TypeVar
 
 import httpx
@@ -15,11 +16,23 @@ from samespace.sdk.gallery.retry import RetryPolicy
 from samespace.sdk.gallery.steps import Send, Steps
 from samespace.sdk.gallery.wire import Problem, error_of
 
-__all__ = ["KEY_VARIABLE", "Answer", "Connection", "first_complaint"]
+__all__ = ["KEY_VARIABLE", "Answer", "Connection", "ForeignAnswerError", "GalleryWarning", "first_complaint"]
 
 Answer = TypeVar("Answer", bound=BaseModel)
 #: Environment variable that holds the API key of who gives none.
 KEY_VARIABLE = "SAMESPACE_GALLERY_KEY"
+#: Header in which a service says what it will not answer for, though it answers.
+_WARNING = "x-samespace-warning"
+#: So many different ones are remembered.
+_MOST_WARNINGS = 100
+
+
+class ForeignAnswerError(GalleryError):
+    """What answers at the gallery's URL is no gallery: a proxy, a login page, another version."""
+
+
+class GalleryWarning(UserWarning):
+    """The service answers, but says that its answers may be wrong: an unverified device, queries that drift."""
 
 
 class Connection:
@@ -38,6 +51,8 @@ class Connection:
         self.url = url.rstrip("/")
         self._retry = retry or RetryPolicy()
         self._headers = {"X-Api-Key": key} if key else {}
+        #: What the service warned of so far, each once.
+        self.warnings: tuple[str, ...] = ()
 
     def call(
         self,
@@ -58,7 +73,10 @@ class Connection:
         Raises:
             SamespaceError: the one that the service refused with.
             GalleryUnavailableError: nobody answers.
-            GalleryError: somebody else answers.
+            ForeignAnswerError: somebody else answers.
+
+        Warns:
+            GalleryWarning: what the service warns of, each text once a client.
         """
         headers = dict(self._headers)
         if message is not None:
@@ -69,6 +87,7 @@ class Connection:
             headers["Idempotency-Key"] = once
         body = None if message is None else message.model_dump_json(exclude=_unsaid(message)).encode()
         response = yield from self._retry.answered(Send(method, self.url + path, headers, body), self.url)
+        self._heed(response.headers.get_list(_WARNING))
         if response.is_success:
             return self._parsed(response, answer)
         problem = self._parsed(response, Problem)
@@ -77,11 +96,17 @@ class Connection:
             error.causes = problem.diagnosis
         raise error
 
+    def _heed(self, texts: list[str]) -> None:
+        for text in texts:
+            if text not in self.warnings and len(self.warnings) < _MOST_WARNINGS:
+                self.warnings += (text,)
+                warnings.warn(f"{self.url}: {text}", GalleryWarning, stacklevel=2)
+
     def _parsed(self, response: httpx.Response, kind: type[Answer]) -> Answer:
         try:
             return kind.model_validate_json(response.content)
         except ValidationError as error:
-            raise GalleryError(
+            raise ForeignAnswerError(
                 f"{self.url} answered HTTP {response.status_code}, but not as a gallery of this samespace "
                 f"({first_complaint(error)}); check the URL and the versions on both sides"
             ) from None

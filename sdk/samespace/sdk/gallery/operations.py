@@ -41,7 +41,10 @@ __all__ = [
     "Filter",
     "Page",
     "add",
+    "as_wire",
     "changes",
+    "checked_id",
+    "checked_k",
     "delete",
     "explain",
     "fetch",
@@ -89,7 +92,7 @@ def search_page(
 
 
 def search_ids(session: Session, ids: Sequence[str], k: int, *, exact: bool = False) -> Steps[list[list[SearchHit]]]:
-    message = _checked(SearchByIds, ids=tuple(ids), k=_checked_k(k), exact=exact)
+    message = _checked(SearchByIds, ids=tuple(ids), k=checked_k(k), exact=exact)
     result = yield from session.call("POST", f"{API}/search/ids", SearchResult, message)
     return [list(hits) for hits in result.hits]
 
@@ -177,8 +180,17 @@ def delete(session: Session, item_id: str, *, once: str | None = None) -> Steps[
 def changes(
     session: Session, after: int, *, limit: int = MAX_BATCH, where: Filter | None = None, deletions: bool = True
 ) -> Steps[ChangePage]:
-    message = _checked(ChangesRequest, after=after, limit=limit, where=_as_wire(where), deletions=deletions)
+    message = _checked(ChangesRequest, after=after, limit=limit, where=as_wire(where), deletions=deletions)
     return (yield from session.call("POST", f"{API}/changes", ChangePage, message))
+
+
+def checked_id(item_id: str) -> str:
+    """``item_id``, which a gallery may have.
+
+    Raises:
+        ConfigError: no gallery takes such an id.
+    """
+    return _checked(Ids, "this cannot be an item's id", ids=(item_id,)).ids[0]
 
 
 def new_key() -> str:
@@ -202,9 +214,9 @@ def _request(
         space_id=session.embedder.space_id,
         model_id=session.embedder.model_id,
         vectors=Vectors.of(vectors),
-        k=_checked_k(k),
+        k=checked_k(k),
         exact=exact,
-        where=_as_wire(where),
+        where=as_wire(where),
         after=after,
     )
 
@@ -216,15 +228,27 @@ def _checked(kind: Any, complaint: str = "the gallery takes no such request", **
         raise ConfigError(f"{complaint}: {first_complaint(error)}") from None
 
 
-def _checked_k(k: int) -> int:
+def checked_k(k: int) -> int:
+    """``k``, of which a search may have so many hits."""
     if not 1 <= k <= 1000:
         raise ConfigError(f"k={k}: ask for 1 to 1000 hits")
     return k
 
 
-def _as_wire(where: Filter | None) -> dict[str, Any]:
-    several = (list, tuple, set, frozenset)
-    return {name: tuple(value) if isinstance(value, several) else value for name, value in (where or {}).items()}
+def as_wire(where: Filter | None) -> dict[str, Any]:
+    """A filter as it travels.
+
+    Raises:
+        ConfigError: no gallery takes it.
+    """
+    plain = {name: _plain(value) for name, value in (where or {}).items()}
+    return _checked(ChangesRequest, "this cannot be searched for", where=plain).where
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, set | frozenset):
+        return tuple(sorted(value, key=repr))
+    return tuple(value) if isinstance(value, list | tuple) else value
 
 
 def _cursor(hit: SearchHit) -> str:

@@ -71,7 +71,7 @@ class Session:
         device: kind of device, for diagnoses and drift; by default as ``SAMESPACE_DEVICE`` says, else system and processor.
 
     Attributes:
-        embedded: how many images (and challenge pictures) were embedded so far.
+        embedded: how many images were embedded so far, without the pictures of handshakes.
     """
 
     def __init__(
@@ -83,6 +83,11 @@ class Session:
         self._device = device if device is not None else device_here() or f"{platform.system()}-{platform.machine()}".lower()
         self._admission: Admission | None = None
         self.embedded = 0
+
+    @property
+    def serving(self) -> str | None:
+        """The model that the gallery is made of, as the latest handshake said; None before it."""
+        return self._admission.serving_model_id if self._admission is not None else None
 
     @property
     def embedder(self) -> Embedder:
@@ -123,7 +128,7 @@ class Session:
                 raise
             yield from self.introduce()
             challenge = yield from self.connection.call("POST", f"{API}/handshake", ChallengeSet, request)
-        vectors = yield from self._embed(challenge.images)
+        vectors = yield Work(partial(embedder.embed, challenge.images))
         answer = ChallengeAnswer(challenge=challenge.challenge, vectors=Vectors.of(vectors))
         self._admission = yield from self.connection.call("POST", f"{API}/handshake/answer", Admission, answer)
         return self._admission

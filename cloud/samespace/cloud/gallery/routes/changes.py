@@ -25,8 +25,8 @@ def changes(message: ChangesRequest, gallery: GalleryOf, claim: ClaimOf) -> Chan
 @router.post("/items/fetch")
 def fetch_items(message: Ids, gallery: GalleryOf, claim: ClaimOf) -> Items:
     """Items with their vectors, those that are there."""
-    serving = gallery.members.serving(claim.space_id)
+    serving, partition = gallery.replicated(claim)
     room = max(1, _ROOM // (4 * gallery.members.space(claim.space_id).dim))
-    found = gallery.stored(claim, message.ids[:room])
+    found = gallery.items_in(partition, message.ids[:room])
     items = (item_of(serving, found[item_id]) for item_id in dict.fromkeys(message.ids[:room]) if item_id in found)
     return Items(model_id=serving, items=tuple(items), left=message.ids[room:])
