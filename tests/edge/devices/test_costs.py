@@ -87,5 +87,5 @@ def test_a_convolution_and_a_product_by_hand() -> None:
 @pytest.mark.parametrize("data", [b"", b"no model", b"\0\0\0\0TFL3" + bytes(40)])
 def test_other_bytes_are_refused(data: bytes) -> None:
     for read in (onnx_graph, tflite_graph):
-        with pytest.raises(ValueError, match="no (ONNX|TFLite) file"):
+        with pytest.raises(ValueError, match=r"no (ONNX|TFLite) file"):
             read(data)
