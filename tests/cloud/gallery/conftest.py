@@ -46,7 +46,8 @@ class GalleryWorld:
         self.generator = generator
         self.preprocess = Preprocess(size=self.size, fit="stretch")
         self.signer = SigningKey.new()
-        TrustStore.default().add(self.signer.public, "gallery-world")
+        # There may be several worlds at a time: each is trusted under a name of its own.
+        TrustStore.default().add(self.signer.public, f"gallery-world-{self.signer.public.key_id}")
         matrix = generator.normal(size=(48, self.dim))
         self.weights = {
             "cloud": matrix,

@@ -83,9 +83,10 @@ class DeviceProcess:
         Raises:
             DeviceRefused: it cannot be used, or the bundle cannot be opened. DeviceFailed: as :meth:`measure`.
         """
-        if self._killed:
-            raise DeviceFailed("it was ended")
         self._child = ServingChild([sys.executable, "-P", "-m", "samespace.sdk.check.device_server"], ours=True)
+        if self._killed:
+            self._end()
+            raise DeviceFailed("it was ended")
         answer, _ = self._ask(
             {
                 "do": "open",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 from samespace.sdk.bundle import Bundle
@@ -182,12 +184,19 @@ def _cores() -> int:
 
 def _all(futures: Sequence[Future[_T]]) -> list[_T]:
     """Their results; waits in steps that Ctrl-C interrupts on every system."""
-    left = set(futures)
-    while left:
-        done, left = wait(left, timeout=1, return_when=FIRST_COMPLETED)
-        for future in done:
-            future.result()
+    # Not concurrent.futures.wait: interrupted while it holds the futures' locks, it leaves the threads waiting for ever.
+    done: SimpleQueue[Future[_T]] = SimpleQueue()
+    for future in futures:
+        future.add_done_callback(done.put)
+    for _ in futures:
+        _next(done).result()
     return [future.result() for future in futures]
+
+
+def _next(done: SimpleQueue[_T]) -> _T:
+    while True:
+        with contextlib.suppress(Empty):
+            return done.get(timeout=1)
 
 
 def _open(run: _Run, name: str) -> _Opened | str:
