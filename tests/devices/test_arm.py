@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import os
-import re
 import select
 import shutil
 import signal
@@ -21,15 +20,15 @@ from samespace.edge.devices.cache import damage, set_folder
 from samespace.edge.devices.host import HostDevice
 from samespace.edge.devices.qemu_user import QemuUserDevice
 from samespace.edge.devices.sysroot import Sysroot, guest_sdk, sysroot
-from samespace.sdk import Bundle, ProbeSet, RuntimeOptions, TrustStore
+from samespace.sdk import Bundle, ProbeSet, RuntimeOptions
 from samespace.sdk.devices import DeviceRun, open_device
 from samespace.sdk.errors import ConfigError
 from samespace.sdk.metrics import cosine
-from samespace.sdk.signing import PublicKey
+
+from .guide import run_section
 
 pytestmark = pytest.mark.devices
 
-CORPUS = Path(__file__).parents[1] / "corpus" / "bundle-v2"
 OPTIONS = RuntimeOptions(threads=1)
 JOBS = [
     ("onnx-int8", "onnx"),
@@ -46,13 +45,6 @@ def arm64() -> Sysroot:
     found = sysroot("arm64")
     found.install()
     return found
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Bundle:
-    trust = TrustStore(tmp_path / "trust")
-    trust.add(PublicKey.load(CORPUS / "signer.pub.pem"), "corpus")
-    return Bundle.open(next(CORPUS.glob("*.samespace")), trust=trust)
 
 
 @pytest.fixture
@@ -254,25 +246,4 @@ def test_a7_runs_the_old_interpreter_in_32_bits(bundle: Bundle) -> None:
 
 
 def test_the_commands_of_the_guide_run(arm64: Sysroot, bundle: Bundle, tmp_path: Path) -> None:
-    guide = (Path(__file__).parents[2] / "docs" / "devices.md").read_text()
-    section = re.search(r"^## ARM processors\n(.*?)(?=^## |\Z)", guide, re.MULTILINE | re.DOTALL)
-    assert section is not None
-    commands = re.findall(r"^samespace .*$", section[1], re.MULTILINE)
-    assert {command.split()[1] for command in commands} == {"devices", "check"}
-    shutil.copytree(bundle.path, tmp_path / "phone.samespace")
-    TrustStore(tmp_path / "config" / "trusted").add(PublicKey.load(CORPUS / "signer.pub.pem"), "corpus")
-    # The cache is the one that all these tests use: nothing is downloaded again.
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "SAMESPACE_CONFIG_DIR": str(tmp_path / "config"),
-    }
-    for command in commands:
-        result = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert "Traceback" not in result.stderr
-        if command.split()[1] == "check":
-            # The corpus's model is not trained: it passes no retrieval gate anywhere.
-            for device in ("a53", "a76"):
-                assert re.search(rf"^ort-fp32 +{device} +ort +1\.0000000 ", result.stdout, re.MULTILINE), result.stderr
-        else:
-            assert result.returncode == 0, result.stderr
+    run_section("ARM processors", ("a53", "a76"), bundle, tmp_path)

@@ -24,16 +24,15 @@ from samespace.edge.devices.browser import BrowserDevice, BrowserSet, browser_se
 from samespace.edge.devices.browser.packages import PACKAGES, fetch
 from samespace.edge.devices.host import HostDevice
 from samespace.edge.devices.profile import load_profile
-from samespace.sdk import Bundle, ProbeSet, RuntimeOptions, TrustStore
+from samespace.sdk import Bundle, ProbeSet, RuntimeOptions
 from samespace.sdk.devices import open_device
 from samespace.sdk.errors import ConfigError
 from samespace.sdk.metrics import cosine
-from samespace.sdk.signing import PublicKey
+
+from .guide import ROOT, run_section
 
 pytestmark = [pytest.mark.devices, pytest.mark.timeout(300)]
 
-ROOT = Path(__file__).parents[2]
-CORPUS = ROOT / "tests" / "corpus" / "bundle-v2"
 PICTURES = runpy.run_path(str(ROOT / "tests" / "edge" / "devices" / "browser_pictures.py"))
 OPTIONS = RuntimeOptions(threads=1)
 #: 1 - cosine to this machine, by the bars of docs/devices.md.
@@ -51,13 +50,6 @@ def installed() -> BrowserSet:
 def toy() -> Any:
     """The model small enough to read, of the client library's tests."""
     return runpy.run_path(str(ROOT / "tests" / "sdk" / "conftest.py"))["Toy"]()
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Bundle:
-    trust = TrustStore(tmp_path / "trust")
-    trust.add(PublicKey.load(CORPUS / "signer.pub.pem"), "corpus")
-    return Bundle.open(next(CORPUS.glob("*.samespace")), trust=trust)
 
 
 @pytest.fixture
@@ -300,23 +292,4 @@ def test_a_damaged_installation_is_refused_and_mended(
 
 
 def test_the_commands_of_the_guide_run(bundle: Bundle, tmp_path: Path) -> None:
-    guide = (ROOT / "docs" / "devices.md").read_text()
-    section = re.search(r"^## A real browser\n(.*?)(?=^## |\Z)", guide, re.MULTILINE | re.DOTALL)
-    assert section is not None
-    commands = re.findall(r"^samespace .*$", section[1], re.MULTILINE)
-    assert {command.split()[1] for command in commands} == {"devices", "check"}
-    shutil.copytree(bundle.path, tmp_path / "phone.samespace")
-    TrustStore(tmp_path / "config" / "trusted").add(PublicKey.load(CORPUS / "signer.pub.pem"), "corpus")
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "SAMESPACE_CONFIG_DIR": str(tmp_path / "config"),
-    }
-    for command in commands:
-        result = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert "Traceback" not in result.stderr
-        if command.split()[1] == "check":
-            # The corpus's model is not trained: it passes no retrieval gate anywhere.
-            assert re.search(r"^ort-fp32 +browser +ort +1\.0000000 ", result.stdout, re.MULTILINE), result.stderr
-        else:
-            assert result.returncode == 0, result.stderr
+    run_section("A real browser", ("browser",), bundle, tmp_path)

@@ -5,7 +5,6 @@ import hashlib
 import os
 import re
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,18 +19,17 @@ from PIL import Image
 from samespace.edge.devices import load_profile
 from samespace.edge.devices.profile import QemuSystem
 from samespace.edge.devices.system import QemuSystemDevice, SystemSet, system_set
-from samespace.sdk import Bundle, ProbeSet, RuntimeOptions, TrustStore
+from samespace.sdk import Bundle, ProbeSet, RuntimeOptions
 from samespace.sdk.devices import open_device
 from samespace.sdk.errors import ConfigError
-from samespace.sdk.signing import PublicKey
+
+from .guide import run_section
 
 pytestmark = [
     pytest.mark.devices,
     pytest.mark.skipif(system_set().check() is not None, reason="samespace devices install arm64-system"),
 ]
 
-ROOT = Path(__file__).parents[2]
-CORPUS = ROOT / "tests" / "corpus" / "bundle-v2"
 OPTIONS = RuntimeOptions(threads=1)
 JOBS = [
     ("onnx-int8", "onnx"),
@@ -39,13 +37,6 @@ JOBS = [
     ("tflite-int8-dynamic", "tflite"),
     ("tflite-int8-dynamic", "tflite_runtime"),
 ]
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Bundle:
-    trust = TrustStore(tmp_path / "trust")
-    trust.add(PublicKey.load(CORPUS / "signer.pub.pem"), "corpus")
-    return Bundle.open(next(CORPUS.glob("*.samespace")), trust=trust)
 
 
 @pytest.fixture
@@ -165,25 +156,4 @@ def test_a_kernel_that_does_not_start_is_the_installations_fault(
 
 
 def test_doctor_starts_it_and_the_commands_of_the_guide_run(bundle: Bundle, tmp_path: Path) -> None:
-    guide = (ROOT / "docs" / "devices.md").read_text()
-    section = re.search(r"^## Small memory\n(.*?)(?=^## |\Z)", guide, re.MULTILINE | re.DOTALL)
-    assert section is not None
-    commands = re.findall(r"^samespace .*$", section[1], re.MULTILINE)
-    assert {command.split()[1] for command in commands} == {"devices", "check"}
-    shutil.copytree(bundle.path, tmp_path / "phone.samespace")
-    TrustStore(tmp_path / "config" / "trusted").add(PublicKey.load(CORPUS / "signer.pub.pem"), "corpus")
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "SAMESPACE_CONFIG_DIR": str(tmp_path / "config"),
-    }
-    for command in commands:
-        result = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert "Traceback" not in result.stderr
-        if command.split()[1] == "check":
-            # The corpus's model is not trained: it passes no retrieval gate anywhere.
-            assert re.search(r"^ort-fp32 +a53-256mb +ort +1\.0000000 ", result.stdout, re.MULTILINE), (
-                result.stdout + result.stderr
-            )
-        else:
-            assert result.returncode == 0, result.stderr
+    run_section("Small memory", ("a53-256mb",), bundle, tmp_path)

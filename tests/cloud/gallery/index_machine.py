@@ -8,8 +8,9 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from samespace.cloud.gallery.indexes.base import Filter, Hit, StoredItem, VectorIndex, comes_after, cosine_scores, matches
+from samespace.cloud.gallery.indexes.base import Filter, Hit, StoredItem, VectorIndex, comes_after
 from samespace.cloud.gallery.indexes.memory import MemoryIndex
+from samespace.sdk.gallery.ranking import cosine_scores, matches
 
 #: Two models of one space, of which one serves at a time, and one of another space.
 MODELS = {"m-" + "a" * 32: 8, "m-" + "b" * 32: 8, "m-" + "c" * 32: 5}

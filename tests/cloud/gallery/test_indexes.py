@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from samespace.cloud.gallery.indexes.base import Hit, StoredItem, VectorIndex, cosine_scores, ranked
+from samespace.cloud.gallery.indexes.base import Hit, StoredItem, VectorIndex
 from samespace.cloud.gallery.indexes.pgvector import PgVectorIndex
 from samespace.cloud.gallery.indexes.registry import INDEXES, open_index
 from samespace.cloud.gallery.postgres import Database
 from samespace.sdk.errors import ConfigError, GalleryError
+from samespace.sdk.gallery.ranking import cosine_scores, ranked
 
 MODELS = {"m-" + "a" * 32: 8, "m-" + "b" * 32: 8, "m-" + "c" * 32: 5}
 

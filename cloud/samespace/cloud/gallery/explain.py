@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from samespace.cloud.gallery.indexes.base import Hit, StoredItem, cosine_scores
+from samespace.cloud.gallery.indexes.base import Hit, StoredItem
 from samespace.cloud.gallery.membership import Claim
 from samespace.cloud.gallery.registry import RegisteredRecord
+from samespace.sdk.gallery.ranking import cosine_scores
 from samespace.sdk.gallery.wire_admin import Explanation, PairInfo
 
 __all__ = ["explained", "pair_info"]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from samespace.cloud.gallery.gallery import Gallery
-from samespace.cloud.gallery.indexes.base import matches
 from samespace.cloud.gallery.journal import Entry
 from samespace.cloud.gallery.membership import Claim
+from samespace.sdk.gallery.ranking import matches
 from samespace.sdk.gallery.wire_sync import Change, ChangePage, ChangesRequest
 
 __all__ = ["changes_since"]

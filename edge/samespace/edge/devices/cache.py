@@ -24,7 +24,7 @@ import platformdirs
 
 from samespace.sdk.errors import ConfigError
 
-__all__ = ["RECORD", "Record", "cache_dir", "damage", "installing", "read_record", "remove_set", "set_folder"]
+__all__ = ["RECORD", "Record", "cache_dir", "damage", "enough_room", "installing", "read_record", "remove_set", "set_folder"]
 
 RECORD = "installed.json"
 
@@ -42,6 +42,11 @@ class Record:
     recipe: str
     lock: Mapping[str, Any]
     files: Mapping[str, list[Any]]
+
+    @property
+    def size(self) -> str:
+        """Of all files, in words."""
+        return f"{sum(entry[0] for entry in self.files.values() if entry[0] != '->') / 1e6:.0f} MB"
 
 
 def cache_dir() -> Path:
@@ -91,6 +96,23 @@ def installing(name: str, recipe: str, lock: dict[str, Any]) -> Iterator[Path | 
                 _clear(new, old)
     except OSError as error:
         raise ConfigError(_cannot_write(name, error)) from None
+
+
+def enough_room(name: str, recipe: str, room: int) -> None:
+    """See that the disk has ``room`` bytes for building a set, where it is not there already.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    if damage(name, recipe) is None:
+        return
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(cache_dir()).free
+    if free < room:
+        raise ConfigError(
+            f"{name!r} takes {room >> 20} MB while it is built, and {cache_dir()} has {free >> 20} MB free; make "
+            "room, or set SAMESPACE_CACHE_DIR to a folder with more"
+        )
 
 
 def remove_set(name: str, *also: Path) -> bool:

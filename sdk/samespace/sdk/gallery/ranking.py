@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["cosine_scores", "matches", "ranked"]
+__all__ = ["cosine_scores", "matches", "ranked", "values_of"]
 
 
 def cosine_scores(query: npt.NDArray[np.float32], vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
@@ -32,10 +32,11 @@ def matches(metadata: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
     """Whether metadata have, for each name of a filter, its value or one of its values, as JSON compares them: 1 is 1.0, but
     neither "1" nor true.
     """
-    return all(name in metadata and any(_same(metadata[name], value) for value in _values(it)) for name, it in where.items())
+    return all(name in metadata and any(_same(metadata[name], value) for value in values_of(it)) for name, it in where.items())
 
 
-def _values(wanted: Any) -> Sequence[Any]:
+def values_of(wanted: Any) -> Sequence[Any]:
+    """The values of one name of a filter, of which one must be there."""
     return [wanted] if isinstance(wanted, str) or not isinstance(wanted, Sequence) else wanted
 
 

@@ -1,10 +1,10 @@
-"""What every vector index is, and the one way in which scores are computed and ranked."""
+"""What every vector index is. How scores are computed, filtered and ranked: :mod:`samespace.sdk.gallery.ranking`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,6 @@ __all__ = [
     "StoredItem",
     "VectorIndex",
     "comes_after",
-    "cosine_scores",
-    "matches",
-    "ranked",
 ]
 
 #: Flat facts about an item that come back with a hit: path, label, ...
@@ -118,43 +115,6 @@ class VectorIndex(Protocol):
         ...
 
 
-def cosine_scores(query: npt.NDArray[np.float32], vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Cosines of one ``(d,)`` query with ``(n, d)`` vectors, all unit norm.
-
-    Computed in float64 and rounded to 7 decimals, which is what float32 vectors carry: equal vectors get equal scores
-    wherever they stand in a matrix, so that ties are ties in every index.
-    """
-    return np.round(vectors.astype(np.float64) @ query.astype(np.float64), 7)
-
-
-def ranked(scores: npt.NDArray[np.float64], ids: Sequence[str], k: int) -> list[int]:
-    """Positions of the ``k`` best scores, best first; equal scores in the order of their ids (by code point)."""
-    if k < len(scores):
-        threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
-        candidates = np.flatnonzero(scores >= threshold).tolist()
-    else:
-        candidates = range(len(scores))
-    return sorted(candidates, key=lambda position: (-scores[position], ids[position]))[:k]
-
-
-def matches(metadata: Metadata, where: Filter) -> bool:
-    """Whether metadata have, for each name of a filter, its value or one of its values, as JSON compares them: 1 is 1.0, but
-    neither "1" nor true.
-    """
-    return all(
-        name in metadata and any(_same(metadata[name], value) for value in values_of(wanted)) for name, wanted in where.items()
-    )
-
-
-def values_of(wanted: Any) -> Sequence[str | int | float | bool | None]:
-    """The values of one name of a filter, of which one must be there."""
-    return [wanted] if isinstance(wanted, str) or not isinstance(wanted, Sequence) else wanted
-
-
 def comes_after(hit: Hit, place: Place) -> bool:
     """Whether a hit stands behind a place in the ranking."""
     return (-hit.score, hit.item_id) > (-place[0], place[1])
-
-
-def _same(one: object, other: object) -> bool:
-    return one == other and isinstance(one, bool) == isinstance(other, bool)

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from samespace.cloud.gallery.indexes.base import Filter, Hit, Place, StoredItem, comes_after, cosine_scores, matches, ranked
+from samespace.cloud.gallery.indexes.base import Filter, Hit, Place, StoredItem, comes_after
+from samespace.sdk.gallery.ranking import cosine_scores, matches, ranked
 
 __all__ = ["MemoryIndex"]
 

@@ -17,18 +17,9 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from samespace.cloud.gallery.indexes.base import (
-    Filter,
-    Hit,
-    Metadata,
-    Place,
-    StoredItem,
-    comes_after,
-    cosine_scores,
-    matches,
-    values_of,
-)
+from samespace.cloud.gallery.indexes.base import Filter, Hit, Metadata, Place, StoredItem, comes_after
 from samespace.sdk.errors import ConfigError, GalleryError, GalleryUnavailableError, MissingExtraError
+from samespace.sdk.gallery.ranking import cosine_scores, matches, values_of
 
 __all__ = ["MilvusIndex"]
 

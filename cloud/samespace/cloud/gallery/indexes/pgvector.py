@@ -15,7 +15,7 @@ import numpy.typing as npt
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from samespace.cloud.gallery.indexes.base import Filter, Hit, Place, StoredItem, comes_after, cosine_scores, ranked, values_of
+from samespace.cloud.gallery.indexes.base import Filter, Hit, Place, StoredItem, comes_after
 from samespace.cloud.gallery.indexes.pgvector_storage import (
     SPARE,
     STORAGES,
@@ -27,6 +27,7 @@ from samespace.cloud.gallery.indexes.pgvector_storage import (
 )
 from samespace.cloud.gallery.postgres import SEARCHING, Connection, Database
 from samespace.sdk.errors import GalleryError
+from samespace.sdk.gallery.ranking import cosine_scores, ranked, values_of
 
 __all__ = ["PgVectorIndex"]
 

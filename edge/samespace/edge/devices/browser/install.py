@@ -85,8 +85,7 @@ class BrowserSet:
         record = read_record(self.name)
         if record is None:
             return {}
-        size = sum(entry[0] for entry in record.files.values() if entry[0] != "->")
-        return {"size": f"{size / 1e6:.0f} MB", **{one["name"]: one["version"] for one in record.lock["packages"]}}
+        return {"size": record.size, **{one["name"]: one["version"] for one in record.lock["packages"]}}
 
     def _try(self) -> None:
         """Start the browser."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from samespace.edge.devices.cache import cache_dir, damage, installing, read_record, remove_set, set_folder
+from samespace.edge.devices.cache import cache_dir, damage, enough_room, installing, read_record, remove_set, set_folder
 from samespace.edge.devices.sysroot.apt import AptRoot, describe_deb
 from samespace.edge.devices.sysroot.architectures import ARCHITECTURES, PYTHON, SUITE, Architecture
 from samespace.edge.devices.sysroot.commands import run
@@ -82,7 +82,7 @@ class Sysroot:
         if sys.platform != "linux":
             raise ConfigError(f"{self.name!r} can only be used on Linux: QEMU's user mode is there only; use a container")
         lock: dict[str, Any] = {}
-        self._enough_room()
+        enough_room(self.name, self.recipe, _ROOM)
         with installing(self.name, self.recipe, lock) as new:
             if new is not None:
                 try:
@@ -126,10 +126,9 @@ class Sysroot:
         if record is None:
             return {}
         wanted = ("numpy", "pillow", "onnxruntime", "ai-edge-litert", "tflite-runtime")
-        size = sum(entry[0] for entry in record.files.values() if entry[0] != "->")
         found = {wheel["name"]: wheel["version"] for wheel in record.lock["wheels"] if wheel["name"] in wanted}
         qemu = next(deb["version"] for deb in record.lock["debs"] if deb["name"].startswith("qemu-user"))
-        return {"size": f"{size / 1e6:.0f} MB", "qemu": qemu, **found}
+        return {"size": record.size, "qemu": qemu, **found}
 
     def python(self, root: Path, cpu: str = "max", sdk: Path | None = None) -> list[str]:
         """What starts the device's Python by user-mode emulation.
@@ -167,17 +166,6 @@ class Sysroot:
     @property
     def _downloads(self) -> Path:
         return cache_dir() / "downloads" / self.name
-
-    def _enough_room(self) -> None:
-        if damage(self.name, self.recipe) is None:
-            return
-        cache_dir().mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(cache_dir()).free
-        if free < _ROOM:
-            raise ConfigError(
-                f"{self.name!r} takes {_ROOM >> 20} MB while it is built, and {cache_dir()} has {free >> 20} MB free; make "
-                "room, or set SAMESPACE_CACHE_DIR to a folder with more"
-            )
 
     def _build(self, new: Path, lock: dict[str, Any], bar: Bar) -> None:
         debs, qemu = self._packages(bar)

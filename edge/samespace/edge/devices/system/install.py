@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from samespace.edge.devices.cache import cache_dir, damage, installing, read_record, remove_set, set_folder
+from samespace.edge.devices.cache import cache_dir, damage, enough_room, installing, read_record, remove_set, set_folder
 from samespace.edge.devices.sysroot import Sysroot, sysroot
 from samespace.edge.devices.sysroot.apt import AptRoot, describe_deb
 from samespace.edge.devices.sysroot.architectures import PYTHON, SUITE
@@ -77,7 +77,7 @@ class SystemSet:
             raise ConfigError(f"{self.name!r} can only be used on Linux; use a container")
         self.sysroot.install()
         lock: dict[str, Any] = {}
-        self._enough_room()
+        enough_room(self.name, self.recipe, _ROOM)
         with installing(self.name, self.recipe, lock) as new:
             if new is not None:
                 with progress(f"install {self.name}", 4) as bar:
@@ -107,25 +107,13 @@ class SystemSet:
         record = read_record(self.name)
         if record is None:
             return {}
-        size = sum(entry[0] for entry in record.files.values() if entry[0] != "->")
         versions = {deb["name"]: deb["version"] for deb in record.lock["debs"]}
         kernel = next(version for name, version in versions.items() if name.startswith("linux-image"))
-        return {"size": f"{size / 1e6:.0f} MB", "kernel": kernel, "qemu": versions[EMULATOR]}
+        return {"size": record.size, "kernel": kernel, "qemu": versions[EMULATOR]}
 
     @property
     def _downloads(self) -> Path:
         return cache_dir() / "downloads" / self.name
-
-    def _enough_room(self) -> None:
-        if damage(self.name, self.recipe) is None:
-            return
-        cache_dir().mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(cache_dir()).free
-        if free < _ROOM:
-            raise ConfigError(
-                f"{self.name!r} takes {_ROOM >> 20} MB while it is built, and {cache_dir()} has {free >> 20} MB free; make "
-                "room, or set SAMESPACE_CACHE_DIR to a folder with more"
-            )
 
     def _build(self, new: Path, lock: dict[str, Any], bar: Bar) -> None:
         # An apt root of its own: what another set has downloaded is not wanted here, and would be removed.
