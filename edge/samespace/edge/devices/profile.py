@@ -58,12 +58,20 @@ class Browser(_Part):
     threads: int = Field(default=1, ge=1, le=64, description="of a runtime, where the check does not say")
 
 
+class Adb(_Part):
+    """A 64-bit Android phone that adb lists."""
+
+    kind: Literal["adb"]
+    runtimes: tuple[str, ...] = Field(min_length=1, description="names of runtimes, best first")
+    threads: int = Field(default=1, ge=1, le=64, description="of a runtime, where the check does not say")
+
+
 class DeviceProfile(_Part):
     """One file in ``profiles/``."""
 
     name: str = Field(pattern="^[a-z0-9][a-z0-9-]*$", description="as in --device; the file is called NAME.toml")
     description: str
-    runs: Host | QemuUser | QemuSystem | Browser = Field(discriminator="kind", description="what runs it, and how")
+    runs: Host | QemuUser | QemuSystem | Browser | Adb = Field(discriminator="kind", description="what runs it, and how")
     proves: str
     cannot_prove: str
 

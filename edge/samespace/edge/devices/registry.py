@@ -12,6 +12,7 @@ __all__ = ["DEVICES", "names", "open_device"]
 
 #: Kind in a profile's ``[runs]`` -> class that is called with the profile, loaded when it is needed.
 DEVICES: Mapping[str, str] = {
+    "adb": "samespace.edge.devices.adb:AdbDevice",
     "host": "samespace.edge.devices.host:HostDevice",
     "browser": "samespace.edge.devices.browser.device:BrowserDevice",
     "qemu-system": "samespace.edge.devices.system:QemuSystemDevice",
