@@ -111,6 +111,19 @@ def test_an_approximate_search_finds_nearly_what_the_exact_one_finds(index: Vect
     assert np.mean([len(a & b) / 10 for a, b in zip(exact, quick, strict=True)]) >= 0.95
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_of_many_equal_vectors_those_with_the_first_ids_are_found(index: VectorIndex, exact: bool) -> None:
+    # Nearly as many as rows come along: an index alone would take any of them.
+    model_id, dim = next(iter(MODELS.items()))
+    row, other = units(np.random.default_rng(0), 2, dim)
+    names = [f"{number:02d}" for number in range(12)]
+    for name in [*reversed(names), "a"]:
+        index.upsert(model_id, [StoredItem(name, other if name == "a" else row, {})])
+    for k in (1, 3, 8):
+        (hits,) = index.search(model_id, row[None], k, exact=exact)
+        assert [hit.item_id for hit in hits] == names[:k]
+
+
 @pytest.mark.database
 def test_each_model_gets_a_partial_index_that_its_searches_fit(postgres_url: str) -> None:
     # One connection, so that what is asked at the end is asked of the one that searched.

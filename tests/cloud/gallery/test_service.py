@@ -331,6 +331,22 @@ def test_metrics_count_what_happened(http, service, gallery_world) -> None:
     assert lines['samespace_requests_total{method="POST",route="/v1/search",status="200"}'] == "1.0"
 
 
+def test_openapi_describes_the_busiest_route_as_fastapi_describes_others(http) -> None:
+    paths = http.get("/openapi.json").json()["paths"]
+    search, explain = (paths[f"/v1/{name}"]["post"] for name in ("search", "explain"))
+    assert search["requestBody"] == explain["requestBody"]
+    assert search["security"] == explain["security"]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"k": 3}', b'{"k": NaN}'])
+def test_the_busiest_route_refuses_as_others_do(http, service, gallery_world, body) -> None:
+    token = GalleryClient.open("http://gallery", gallery_world.bundle("cloud"), transport=service).handshake().token
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    answers = [http.post(f"/v1/{name}", content=body, headers=headers) for name in ("search", "explain")]
+    assert [answer.status_code for answer in answers] == [422, 422]
+    assert answers[0].json()["code"] == answers[1].json()["code"] == "bad_request"
+
+
 def test_openapi_describes_every_message(http) -> None:
     description = http.get("/openapi.json").json()
     assert {

@@ -219,7 +219,7 @@ class Gallery(Filling):
         """
         space, serving = self._same(claim, space_id, model_id), self.members.serving(claim.space_id)
         self.members.comparable(claim, serving)
-        rows = checked_vectors(queries, space.dim, space.space_id, lambda row: f"query {row}")
+        rows = checked_vectors(queries, space.dim, space_id, lambda row: f"query {row}")
         if after is not None and len(rows) != 1:
             raise ConfigError(f"pages are turned for one query at a time; got {len(rows)}")
         partition = self._partition(claim.tenant, claim.space_id, serving)

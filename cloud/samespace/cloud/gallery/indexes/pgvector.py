@@ -35,6 +35,8 @@ __all__ = ["PgVectorIndex"]
 _MAX_STORED = 16_000
 #: By how much its scores may be off, at most: float32 sums of products of unit vectors.
 _ROUNDING = 1e-5
+#: So many rows more than asked for are fetched first; :data:`SPARE` only where these are too close to tell.
+_FEW = 2
 #: From so many items on, COPY into a temporary table and a merge are faster than one statement with arrays.
 _COPY_FROM = 500
 
@@ -191,7 +193,8 @@ class PgVectorIndex:
         wanted: Mapping[str, list[Jsonb]],
         candidates: int,
     ) -> list[Hit]:
-        limit = k + SPARE
+        # A page's rows may stand behind many equal scores; else a few more rows nearly always tell who the nearest are.
+        limit = k + (_FEW if after is None else SPARE)
         arguments: dict[str, Any] = {"query": query, **wanted}
         if after is not None:
             # The database's own scores are a little off: a few rows from before the page come along, and are left out below.
@@ -208,8 +211,14 @@ class PgVectorIndex:
             scores = cosine_scores(query, np.stack([row[1].to_numpy() for row in rows]))
             order = ranked(scores, ids, k if after is None else len(rows))
             hits = [Hit(ids[position], float(scores[position]), rows[position][2]) for position in order]
-            page = hits if after is None else [hit for hit in hits if comes_after(hit, after)][:k]
-            if after is None or len(page) == k or len(rows) < limit:
+            if after is None:
+                # Whatever was left out has at most the last row's score, give or take how far the database is off.
+                if len(rows) < limit or limit == k + SPARE or hits[-1].score - scores.min() > 2 * _ROUNDING:
+                    return hits
+                limit = k + SPARE
+                continue
+            page = [hit for hit in hits if comes_after(hit, after)][:k]
+            if len(page) == k or len(rows) < limit:
                 return page
             limit *= 2  # more equal scores before the page than there was room for
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Path, Query, Request, Security
+from fastapi.exceptions import RequestValidationError
 from fastapi.security import APIKeyHeader, HTTPBearer
+from pydantic import BaseModel, ValidationError
 
 from samespace.cloud.gallery.access import EVERYBODY, KEY_HEADER, Caller, require
 from samespace.cloud.gallery.drift import Bucket, DriftMonitor, DriftPolicy
@@ -35,7 +37,13 @@ __all__ = [
     "WriterClaimOf",
     "WriterOf",
     "bucket_of",
+    "busy",
+    "claimed",
+    "message_of",
 ]
+
+
+Message = TypeVar("Message", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,11 @@ _token = HTTPBearer(auto_error=False, description="of a passed handshake")
 
 
 async def reader(request: Request, _: Annotated[str | None, Security(_key)]) -> Caller:
+    return reading(request)
+
+
+def reading(request: Request) -> Caller:
+    """Who asks, and may read."""
     caller: Caller = getattr(request.state, "caller", EVERYBODY)
     require(caller, "reader")
     return caller
@@ -103,6 +116,18 @@ async def operator(caller: Annotated[Caller, Depends(reader)]) -> Caller:
 async def claim_of(
     request: Request, caller: Annotated[Caller, Depends(reader)], _: Annotated[object, Security(_token)]
 ) -> Claim:
+    return claimed(request, caller)
+
+
+def claimed(request: Request, caller: Caller | None = None) -> Claim:
+    """Who asks for something about vectors, by the token of a handshake.
+
+    Raises:
+        UnknownTokenError: there is none, or it counts no more.
+        ForbiddenError: it is another tenant's, or the key's role is not enough.
+        HandshakeRefusedError: clients of this kind drift, and the policy is to refuse them.
+    """
+    caller = caller or reading(request)
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token:
         raise UnknownTokenError("this needs the token of a handshake: Authorization: Bearer TOKEN; shake hands first")
@@ -129,6 +154,30 @@ async def writer_claim(claim: Annotated[Claim, Depends(claim_of)], _: Annotated[
 def bucket_of(claim: Claim) -> Bucket:
     """The kind of client that a claim is of."""
     return Bucket(claim.tenant, claim.space_id, claim.model_id, claim.device, claim.runtime)
+
+
+async def message_of(request: Request, kind: type[Message]) -> Message:
+    """The request's body.
+
+    Raises:
+        RequestValidationError: as FastAPI raises it.
+    """
+    try:
+        return kind.model_validate_json(await request.body())
+    except ValidationError as error:
+        found = [{**one, "loc": ("body", *one["loc"])} for one in error.errors(include_url=False, include_context=False)]
+        raise RequestValidationError(found) from None
+
+
+def busy(kind: type[BaseModel]) -> dict[str, Any]:
+    """What FastAPI would write into the OpenAPI description of a route that asks for ``kind`` and a claim.
+
+    The busiest routes take the request alone and call :func:`claimed` and :func:`message_of` themselves: looking up eight
+    dependencies costs more time than a search does.
+    """
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{kind.__name__}"}}}
+    schemes = [{scheme.scheme_name: []} for scheme in (_key, _token)]
+    return {"requestBody": {"content": content, "required": True}, "security": schemes}
 
 
 #: Text that every store takes: no NUL, no control characters; the same as of names in messages.

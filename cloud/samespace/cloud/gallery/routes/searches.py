@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import numpy as np
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
 
 from samespace.cloud.gallery.explain import explained, pair_info
+from samespace.cloud.gallery.gallery import Gallery
 from samespace.cloud.gallery.indexes.base import Hit
-from samespace.cloud.gallery.routes.dependencies import ClaimOf, DriftOf, GalleryOf, MetricsOf, bucket_of
+from samespace.cloud.gallery.routes.dependencies import (
+    ClaimOf,
+    GalleryOf,
+    MetricsOf,
+    bucket_of,
+    busy,
+    claimed,
+    message_of,
+)
 from samespace.cloud.gallery.routes.items import missing
 from samespace.sdk.gallery.wire import API, SearchHit, SearchRequest, SearchResult
 from samespace.sdk.gallery.wire_admin import Explained
@@ -16,17 +26,23 @@ from samespace.sdk.gallery.wire_search import SearchByIds
 router = APIRouter(prefix=API, tags=["search"])
 
 
-@router.post("/search", response_model=SearchResult)
-def search(message: SearchRequest, gallery: GalleryOf, claim: ClaimOf, metrics: MetricsOf, drift: DriftOf) -> Response:
+@router.post("/search", response_model=SearchResult, openapi_extra=busy(SearchRequest))
+async def search(request: Request) -> Response:
     """The nearest items for each query."""
+    claim, message = claimed(request), await message_of(request, SearchRequest)
     queries = message.vectors.array()
     after = None if message.after is None else (message.after.score, message.after.item_id)
-    model_id, found = gallery.search(
-        claim, message.space_id, message.model_id, queries, message.k, exact=message.exact, where=message.where, after=after
-    )
-    metrics.searched(len(queries))
-    drift.observe(bucket_of(claim), queries)
-    return _answer(model_id, found)
+    gallery: Gallery = request.app.state.gallery
+
+    def find() -> Response:
+        answer = gallery.search(
+            claim, message.space_id, message.model_id, queries, message.k, exact=message.exact, where=message.where, after=after
+        )
+        request.app.state.metrics.searched(len(queries))
+        request.app.state.drift.observe(bucket_of(claim), queries)
+        return _answer(*answer)
+
+    return await run_in_threadpool(find)
 
 
 @router.post("/search/ids", response_model=SearchResult)
