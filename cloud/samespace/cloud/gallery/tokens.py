@@ -8,6 +8,7 @@ import hmac
 import json
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from samespace.sdk.gallery.wire import UnknownTokenError
@@ -16,6 +17,7 @@ from samespace.sdk.identity import canonical_json
 __all__ = ["TokenMaker"]
 
 _MEND = "shake hands again"
+_REMEMBERED = 1024
 
 
 class TokenMaker:
@@ -31,6 +33,8 @@ class TokenMaker:
             raise ValueError("a secret of fewer than 32 bytes can be guessed")
         self._secret = secret
         self._clock = clock
+        #: A token comes with every request of its holder: what is ours stays ours. Refusals are not remembered.
+        self._payload = lru_cache(_REMEMBERED)(self._opened)
 
     def make(self, kind: str, content: dict[str, Any], seconds: float) -> str:
         """A token of some ``kind`` that is good for so many seconds."""
@@ -43,18 +47,21 @@ class TokenMaker:
         Raises:
             UnknownTokenError: it is not ours, of another kind, or too old.
         """
+        fields = self._payload(token)
+        if fields["kind"] != kind:
+            raise UnknownTokenError(f"this is a token for something else ({fields['kind']}, not {kind}); {_MEND}")
+        if fields["until"] < self._clock():
+            raise UnknownTokenError(f"this token has expired; {_MEND}")
+        return fields["content"]
+
+    def _opened(self, token: str) -> dict[str, Any]:
         try:
             payload, mac = (base64.b64decode(part.encode("ascii"), b"-_", validate=True) for part in token.split("."))
         except ValueError:
             raise UnknownTokenError(f"this is no token of this gallery; {_MEND}") from None
         if not hmac.compare_digest(mac, self._mac(payload)):
             raise UnknownTokenError(f"this token was not given by this gallery, or before it was started again; {_MEND}")
-        fields = json.loads(payload)
-        if fields["kind"] != kind:
-            raise UnknownTokenError(f"this is a token for something else ({fields['kind']}, not {kind}); {_MEND}")
-        if fields["until"] < self._clock():
-            raise UnknownTokenError(f"this token has expired; {_MEND}")
-        return fields["content"]
+        return json.loads(payload)
 
     def _mac(self, payload: bytes) -> bytes:
         return hmac.new(self._secret, payload, hashlib.sha256).digest()
