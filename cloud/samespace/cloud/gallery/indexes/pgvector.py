@@ -7,6 +7,7 @@ dimensions share the table, and lets a switch of models be one transaction with 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, LiteralString
 
@@ -208,9 +209,9 @@ class PgVectorIndex:
             if not rows:
                 return []
             ids = [row[0] for row in rows]
-            scores = cosine_scores(query, np.stack([row[1].to_numpy() for row in rows]))
+            scores = cosine_scores(query, _vectors([row[1] for row in rows]))
             order = ranked(scores, ids, k if after is None else len(rows))
-            hits = [Hit(ids[position], float(scores[position]), rows[position][2]) for position in order]
+            hits = [Hit(ids[position], float(scores[position]), json.loads(rows[position][2])) for position in order]
             if after is None:
                 # Whatever was left out has at most the last row's score, give or take how far the database is off.
                 if len(rows) < limit or limit == k + SPARE or hits[-1].score - scores.min() > 2 * _ROUNDING:
@@ -221,6 +222,11 @@ class PgVectorIndex:
             if len(page) == k or len(rows) < limit:
                 return page
             limit *= 2  # more equal scores before the page than there was room for
+
+
+def _vectors(sent: Sequence[bytes]) -> npt.NDArray[np.float32]:
+    """``(n, d)`` rows from what pgvector sends of each: two 16-bit numbers, of which one is d, and d floats, all big-endian."""
+    return np.frombuffer(b"".join([one[4:] for one in sent]), ">f4").reshape(len(sent), -1).astype(np.float32)
 
 
 def _wanted(where: Filter) -> dict[str, list[Jsonb]]:

@@ -17,6 +17,8 @@ __all__ = ["STORAGES", "Storage", "checked", "index_name", "nearest", "storage_o
 
 #: A few more rows than asked for come along and are ranked again in float64, so that all indexes agree.
 SPARE = 16
+#: What a search fetches of an item. Bytes and text, since what comes of them is made for all rows at once, or for some only.
+_ROW = sql.SQL("item_id, vector_send(embedding), metadata::text")
 #: pgvector looks no farther at once.
 _MOST_EFFORT = 1000
 
@@ -121,13 +123,11 @@ def nearest(model_id: str, dim: int, storage: Storage | None, wanted: tuple[str,
     where = sql.SQL(" AND ").join(conditions)
     if storage is None:
         every = sql.SQL(
-            "SELECT item_id, embedding, metadata FROM items WHERE {where} "
-            "ORDER BY embedding <#> %(query)b, item_id LIMIT %(limit)s"
-        ).format(where=where)
+            "SELECT {row} FROM items WHERE {where} ORDER BY embedding <#> %(query)b, item_id LIMIT %(limit)s"
+        ).format(row=_ROW, where=where)
         return cast(LiteralString, every.as_string())
-    found = sql.SQL(
-        "SELECT item_id, embedding, metadata FROM items WHERE {where} ORDER BY {column} {operator} {query} LIMIT {limit}"
-    ).format(
+    found = sql.SQL("SELECT {row} FROM items WHERE {where} ORDER BY {column} {operator} {query} LIMIT {limit}").format(
+        row=_ROW if storage.spread == 1 else sql.SQL("item_id, embedding, metadata"),
         where=where,
         column=_filled(storage.column, dim),
         operator=sql.SQL(storage.operator),  # pyright: ignore[reportArgumentType] - one of ours
@@ -136,8 +136,8 @@ def nearest(model_id: str, dim: int, storage: Storage | None, wanted: tuple[str,
     )
     if storage.spread == 1:
         return cast(LiteralString, found.as_string())
-    outer = sql.SQL("SELECT * FROM ({found}) AS found ORDER BY embedding <#> %(query)b LIMIT %(limit)s")
-    return cast(LiteralString, outer.format(found=found).as_string())
+    outer = sql.SQL("SELECT {row} FROM ({found}) AS found ORDER BY embedding <#> %(query)b LIMIT %(limit)s")
+    return cast(LiteralString, outer.format(row=_ROW, found=found).as_string())
 
 
 def checked(model_id: str) -> str:

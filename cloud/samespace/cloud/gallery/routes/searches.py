@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+
 import numpy as np
 from fastapi import APIRouter, Request, Response
-from fastapi.concurrency import run_in_threadpool
 
 from samespace.cloud.gallery.explain import explained, pair_info
 from samespace.cloud.gallery.gallery import Gallery
@@ -19,7 +21,7 @@ from samespace.cloud.gallery.routes.dependencies import (
     message_of,
 )
 from samespace.cloud.gallery.routes.items import missing
-from samespace.sdk.gallery.wire import API, SearchHit, SearchRequest, SearchResult
+from samespace.sdk.gallery.wire import API, SearchRequest, SearchResult
 from samespace.sdk.gallery.wire_admin import Explained
 from samespace.sdk.gallery.wire_search import SearchByIds
 
@@ -42,7 +44,7 @@ async def search(request: Request) -> Response:
         request.app.state.drift.observe(bucket_of(claim), queries)
         return _answer(*answer)
 
-    return await run_in_threadpool(find)
+    return await asyncio.get_running_loop().run_in_executor(None, find)
 
 
 @router.post("/search/ids", response_model=SearchResult)
@@ -69,7 +71,6 @@ def explain(message: SearchRequest, gallery: GalleryOf, claim: ClaimOf) -> Expla
 
 
 def _answer(model_id: str, found: list[list[Hit]]) -> Response:
-    hits = (tuple(SearchHit(item_id=hit.item_id, score=hit.score, metadata=dict(hit.metadata)) for hit in row) for row in found)
-    result = SearchResult(model_id=model_id, hits=tuple(hits))
-    # As it is: FastAPI would validate every hit a second time.
-    return Response(result.model_dump_json(), media_type="application/json")
+    """A :class:`SearchResult`, written as it is: what is in the gallery was validated when it came."""
+    hits = [[{"item_id": hit.item_id, "score": hit.score, "metadata": hit.metadata} for hit in row] for row in found]
+    return Response(json.dumps({"model_id": model_id, "hits": hits}, allow_nan=False), media_type="application/json")
