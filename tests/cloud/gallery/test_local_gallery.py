@@ -10,11 +10,8 @@ import anyio
 import httpx
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from samespace.cloud.gallery.gallery import Gallery
-from samespace.cloud.gallery.indexes import base
 from samespace.cloud.gallery.indexes.memory import MemoryIndex
 from samespace.cloud.gallery.inprocess import InProcessTransport
 from samespace.cloud.gallery.registries.memory import MemoryRegistry
@@ -35,7 +32,6 @@ from samespace.sdk.gallery import (
     LocalGallery,
     NewItem,
     RetryPolicy,
-    ranking,
 )
 
 ONCE = RetryPolicy(attempts=1)
@@ -321,21 +317,3 @@ def test_another_process_that_synchronises_is_seen(in_memory: Place) -> None:
     in_memory.add(2)
     one.sync()
     assert len(two) == 2
-
-
-@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 2**32 - 1))
-def test_ranking_on_the_device_is_that_of_the_service(count: int, k: int, seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    rows = generator.integers(-1, 2, (count, 5)).astype(np.float32)
-    ids = [f"{number}" for number in generator.permutation(count)]
-    scores = ranking.cosine_scores(rows[0], rows)
-    np.testing.assert_array_equal(scores, base.cosine_scores(rows[0], rows))
-    assert ranking.ranked(scores, ids, k) == base.ranked(scores, ids, k)
-
-
-_values = st.one_of(st.none(), st.booleans(), st.integers(0, 2), st.just(1.0), st.sampled_from(["1", "a"]))
-
-
-@given(st.dictionaries(st.sampled_from("xy"), _values), st.dictionaries(st.sampled_from("xyz"), _values | st.lists(_values)))
-def test_filters_on_the_device_are_those_of_the_service(metadata: dict, where: dict) -> None:
-    assert ranking.matches(metadata, where) == base.matches(metadata, where)
