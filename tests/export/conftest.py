@@ -28,12 +28,13 @@ from samespace.sdk.probes import ProbeSet
 from samespace.sdk.runtimes import LoadedArtifact
 from samespace.sdk.signing import SigningKey, TrustStore
 
-#: Name in the run -> family, its own arguments, and the edge of its input.
+#: Name in the run -> family, its own arguments, and the edge of its input. Every kind of block of each family, and each once:
+#: conversions take as long as a network is deep.
 MODELS: dict[str, tuple[str, dict[str, Any], int]] = {
     "cloud": ("wide_residual", {"width": 8, "stages": 2}, 32),
     "residual": ("residual", {"width": 8}, 24),
-    "inverted": ("inverted_residual", {}, 32),
-    "mixer": ("mixer", {"width": 16, "depth": 2}, 32),
+    "inverted": ("inverted_residual", {"stages": 1}, 32),
+    "mixer": ("mixer", {"width": 16, "depth": 1}, 32),
     # At 64 pixels its last map is 2 x 2; of a 1 x 1 map the converter makes a reshape that fixes the batch.
     "photo": ("efficientnet_lite", {"pretrained": False}, 64),
 }

@@ -12,10 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from samespace.export import export_run
+from samespace.export.bundle import Exported
+from samespace.export.formats.base import artifact_of
+from samespace.export.formats.ort import OrtExporter
+from samespace.export.graph import DeviceGraph
 from samespace.export.run import Run
-from samespace.export.targets import DEFAULT_ARTIFACTS
 from samespace.sdk.bundle import Bundle
+from samespace.sdk.bundle_writer import artifact_id, write_bundle
 from samespace.sdk.errors import ConfigError, RuntimeFailure
 from samespace.sdk.metrics import cosine
 from samespace.sdk.probes import ProbeSet
@@ -28,10 +31,24 @@ pytestmark = [pytest.mark.export, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def bundle(run: Run, trust: tuple[SigningKey, TrustStore], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def bundle(
+    exported: dict[str, Exported], run: Run, trust: tuple[SigningKey, TrustStore], tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
     """An artifact of every format that is converted without an environment of its own."""
     path = tmp_path_factory.mktemp("runtimes") / "mixer.samespace"
-    export_run(run, run.choose(("mixer",)), [path], trust[0], artifacts=(*DEFAULT_ARTIFACTS, ("ort", "fp32")))
+    known, model = Bundle.open(exported["mixer"].path, trust=trust[1]), run.models["mixer"]
+    graph = DeviceGraph(model.build(), model.record.preprocess)
+    conversion = OrtExporter().convert(graph, "fp32")
+    ort = artifact_of(conversion, OrtExporter, "fp32", artifact_id(conversion.files))
+    loaded = [known.artifact(spec.name) for spec in known.artifacts]
+    write_bundle(
+        path,
+        model=model.record,
+        space=run.space,
+        artifacts=[*((one.spec, one.files) for one in loaded), (ort, conversion.files)],
+        files={**ProbeSet.from_bundle(known).to_files(), "evidence.json": known.read("evidence.json")},
+        signer=trust[0],
+    )
     return Bundle.open(path, trust=trust[1])
 
 
