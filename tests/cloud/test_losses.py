@@ -39,7 +39,9 @@ OPTIONS: dict[str, dict[str, float]] = {
     "structure_similarity": {"part": 2},
 }
 #: All that look at the embedding with a partner in view; but for the negative control they tie the two spaces together.
-CROSSING = sorted(name for name, kind in LOSSES.items() if kind.needs and kind.on_embedding and name != "relational")
+CROSSING = sorted(
+    name for name, kind in LOSSES.items() if kind.needs and kind.on_embedding and kind.joins and name != "relational"
+)
 
 
 def unit(*shape: int, seed: int = 0) -> Tensor:
@@ -71,6 +73,7 @@ def partner(labels: Tensor, rows: Tensor) -> Partner:
             Need.HEAD: unit(5, 4, seed=2),
             Need.STAGES: (unit(6, 3, 4, 4, seed=6), unit(6, 2, 4, 4, seed=7), unit(6, 4, 3, 3, seed=8)),
             Need.GALLERY: Gallery(gallery, classes),
+            Need.TEACHERS: 16 * unit(6, 4, seed=13) @ unit(5, 4, seed=14).T,
         }
     )
 
@@ -79,6 +82,12 @@ def partner(labels: Tensor, rows: Tensor) -> Partner:
 def stages() -> tuple[Tensor, ...]:
     """Feature maps of the trained model."""
     return unit(6, 2, 4, 4, seed=9), unit(6, 3, 2, 2, seed=10)
+
+
+@pytest.fixture
+def head() -> Tensor:
+    """The trained model's own class weights."""
+    return unit(5, 4, seed=12)
 
 
 def registered(name: str) -> CompatibilityLoss:
@@ -148,7 +157,7 @@ def test_a_margin_makes_it_harder(labels: Tensor) -> None:
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_gradient_of_every_registered_loss(
-    name: str, labels: Tensor, rows: Tensor, stages: tuple[Tensor, ...], partner: Partner
+    name: str, labels: Tensor, rows: Tensor, stages: tuple[Tensor, ...], head: Tensor, partner: Partner
 ) -> None:
     loss = registered(name)
     raw = torch.randn(6, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64, requires_grad=True)
@@ -158,29 +167,30 @@ def test_gradient_of_every_registered_loss(
     def objective(*inputs: Tensor) -> Tensor:
         first, *rest = inputs
         embedding = F.normalize(first if loss.on_embedding else raw, dim=1)
-        return loss(Batch(embedding, labels, rows, maps if loss.on_embedding else (first, rest[0])), partner.only(loss.needs))
+        seen_maps = maps if loss.on_embedding else (first, rest[0])
+        return loss(Batch(embedding, labels, rows, seen_maps, head), partner.only(loss.needs))
 
     assert torch.autograd.gradcheck(objective, (*seen, *loss.parameters()))
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_every_registered_loss_declares_what_it_uses(
-    name: str, labels: Tensor, rows: Tensor, stages: tuple[Tensor, ...], partner: Partner
+    name: str, labels: Tensor, rows: Tensor, stages: tuple[Tensor, ...], head: Tensor, partner: Partner
 ) -> None:
     """With just what it declared it works; what it did not declare is not there to be used."""
     loss = registered(name)
     declared = partner.only(loss.needs)
-    assert torch.isfinite(loss(Batch(unit(6, 4), labels, rows, stages), declared))
+    assert torch.isfinite(loss(Batch(unit(6, 4), labels, rows, stages, head), declared))
     assert set(declared.supplied) == set(loss.needs)
 
 
 @pytest.mark.parametrize("name", sorted(name for name, kind in LOSSES.items() if kind.on_embedding))
 def test_every_loss_on_embeddings_is_one_of_the_prefix_alone(
-    name: str, labels: Tensor, rows: Tensor, stages: tuple[Tensor, ...], partner: Partner
+    name: str, labels: Tensor, rows: Tensor, stages: tuple[Tensor, ...], head: Tensor, partner: Partner
 ) -> None:
     """At two coordinates of four it is finite, and the other two have no part in it."""
     loss = registered(name)
-    batch = Batch(unit(6, 4).requires_grad_(), labels, rows, stages)
+    batch = Batch(unit(6, 4).requires_grad_(), labels, rows, stages, head)
     value = loss(batch.first(2), partner.only(loss.needs).first(2))
     (gradient,) = torch.autograd.grad(value, batch.embedding)
     assert torch.isfinite(value)
@@ -189,11 +199,24 @@ def test_every_loss_on_embeddings_is_one_of_the_prefix_alone(
 
 
 @pytest.mark.parametrize("name", CROSSING)
-def test_what_crosses_the_spaces_notices_a_rotation(name: str, labels: Tensor, rows: Tensor, partner: Partner) -> None:
+def test_what_crosses_the_spaces_notices_a_rotation(
+    name: str, labels: Tensor, rows: Tensor, head: Tensor, partner: Partner
+) -> None:
     """The trained model's space turned as a whole: all distances within it stay, those to the partner do not."""
     loss = registered(name)
-    turned = [loss(Batch(unit(6, 4) @ rotation, labels, rows), partner.only(loss.needs)).item() for rotation in rotations()]
+    needed = partner.only(loss.needs)
+    turned = [loss(Batch(unit(6, 4) @ turn, labels, rows, head=head @ turn), needed).item() for turn in rotations()]
     assert max(turned) - min(turned) > 1e-4
+
+
+@pytest.mark.parametrize("name", sorted(name for name, kind in LOSSES.items() if not kind.joins))
+def test_what_compares_classifications_does_not_notice_a_rotation(
+    name: str, labels: Tensor, rows: Tensor, head: Tensor, partner: Partner
+) -> None:
+    loss, needed = registered(name), partner.only(LOSSES[name].needs)
+    turned = [loss(Batch(unit(6, 4) @ turn, labels, rows, head=head @ turn), needed).item() for turn in rotations()]
+    assert turned == pytest.approx([turned[0]] * len(turned), rel=1e-9)
+    assert turned[0] > 1e-3
 
 
 def test_the_negative_control_does_not_notice_a_rotation(labels: Tensor, partner: Partner) -> None:

@@ -3,7 +3,7 @@
 from samespace.cloud.losses.base import Batch, CompatibilityLoss, Gallery, Need, Partner, Shape, StageShape
 from samespace.cloud.losses.cosine_softmax import CosineSoftmax
 from samespace.cloud.losses.partner_head import PartnerHead
-from samespace.cloud.losses.registry import LOSSES, build_loss
+from samespace.cloud.losses.registry import LOSSES, build_loss, loss_class
 from samespace.cloud.losses.regression import Regression
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "Shape",
     "StageShape",
     "build_loss",
+    "loss_class",
 ]

@@ -49,6 +49,12 @@ class Need(Enum):
     STAGES = "stages"
     #: A :class:`Gallery`: the partner's embeddings of all training images. Needs a partner that stands still.
     GALLERY = "gallery"
+    #: ``(n, classes)``: mean logits of the recipe's ``teachers``, finished runs, for the same augmented images.
+    TEACHERS = "teachers"
+
+
+#: What has the dimensions of the partner's space.
+_OF_THE_SPACE = frozenset({Need.EMBEDDING, Need.HEAD, Need.GALLERY})
 
 
 class Gallery(NamedTuple):
@@ -96,16 +102,23 @@ class Batch:
         labels: ``(n,)`` int64 in ``[0, classes)``.
         rows: ``(n,)`` int64, which rows of the partner's :class:`Gallery` are these images; None where there is none.
         stages: feature maps with gradient, ``(n, channels, h, w)`` each; empty where no loss asked for stages.
+        head: ``(classes, d)`` unit rows with gradient, the trained model's own class weights; None where it has none.
+        costs: ``(n,)`` float >= 0, what it costs when the trained model errs where the partner did not; None: 1 each.
     """
 
     embedding: Tensor
     labels: Tensor
     rows: Tensor | None = None
     stages: tuple[Tensor, ...] = ()
+    head: Tensor | None = None
+    costs: Tensor | None = None
 
     def first(self, width: int) -> Batch:
-        """The first ``width`` coordinates of the embedding, normalised again."""
-        return self if width == self.embedding.shape[1] else replace(self, embedding=prefix(self.embedding, width))
+        """The first ``width`` coordinates of embedding and head, normalised again."""
+        if width == self.embedding.shape[1]:
+            return self
+        head = None if self.head is None else prefix(self.head, width)
+        return replace(self, embedding=prefix(self.embedding, width), head=head)
 
 
 @dataclass(frozen=True)
@@ -138,9 +151,21 @@ class Partner:
         """Embeddings and labels of all training images."""
         return self._get(Need.GALLERY)
 
+    @property
+    def teachers(self) -> Tensor:
+        """``(n, classes)`` mean logits, row i for image i of the batch."""
+        return self._get(Need.TEACHERS)
+
+    @property
+    def width(self) -> int | None:
+        """Dimension of what it supplies of its space; None where that is nothing."""
+        rows = (value for need, value in self.supplied.items() if need in _OF_THE_SPACE)
+        return next(((row.embedding if isinstance(row, Gallery) else row).shape[1] for row in rows), None)
+
     def first(self, width: int) -> Partner:
         """The same with the first ``width`` coordinates of embeddings, head and gallery, normalised again."""
-        return Partner({need: _narrowed(value, width) for need, value in self.supplied.items()})
+        narrowed = {need: _narrowed(value, width) for need, value in self.supplied.items() if need in _OF_THE_SPACE}
+        return Partner({**self.supplied, **narrowed})
 
     def only(self, needs: frozenset[Need]) -> Partner:
         """The part of it that a loss declared.
@@ -174,6 +199,9 @@ class CompatibilityLoss(nn.Module, ABC):
     needs: ClassVar[frozenset[Need]] = frozenset()
     #: Whether it puts all models that are trained with it into one space, although it needs no partner.
     stationary: ClassVar[bool] = False
+    #: Whether it ties the embedding to the partner's space. One that compares classifications does not: a rotation of embedding
+    #: and head together leaves them what they are.
+    joins: ClassVar[bool] = True
     #: Whether it looks at the embedding, so that Matryoshka repeats it for every prefix.
     on_embedding: ClassVar[bool] = True
 
@@ -193,8 +221,8 @@ def prefix(rows: Tensor, width: int) -> Tensor:
 
 def _narrowed(value: Any, width: int) -> Any:
     if isinstance(value, Gallery):
-        return Gallery(prefix(value.embedding, width), value.labels)
-    return prefix(value, width) if isinstance(value, Tensor) else value
+        return Gallery(_narrowed(value.embedding, width), value.labels)
+    return prefix(value, width) if value.shape[1] > width else value
 
 
 def _tensors(value: Any) -> tuple[Tensor, ...]:

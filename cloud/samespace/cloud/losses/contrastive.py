@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,10 +31,15 @@ class Contrastive(CompatibilityLoss):
     Candidates are the batch and the last ``queue`` partner embeddings before it (He et al., CVPR 2020): more negatives than a
     batch holds. A partner that stands still makes them exact; one that learns along, somewhat stale.
 
+    With ``weigh = "credibility"``, a positive p counts for ``(1 + g_i g_p) / 2``: the less the partner sees in common between
+    two images of a class, the less the trained model is bound by it (NCCL, Wu et al., AAAI 2022: embeddings of a poor old
+    model).
+
     Args:
         shape: width of the queue.
         temperature: t, of cosines, > 0.
         queue: how many embeddings are kept; 0 compares within the batch only.
+        weigh: positives.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.EMBEDDING})
@@ -43,9 +48,16 @@ class Contrastive(CompatibilityLoss):
     queue_labels: Tensor
     oldest: Tensor
 
-    def __init__(self, shape: Shape, *, temperature: Temperature = 0.07, queue: Length = 2048) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        *,
+        temperature: Temperature = 0.07,
+        queue: Length = 2048,
+        weigh: Literal["equal", "credibility"] = "equal",
+    ) -> None:
         super().__init__()
-        self.temperature = temperature
+        self.temperature, self.weigh = temperature, weigh
         self.register_buffer("queue", torch.zeros(queue, shape.dim))
         self.register_buffer("queue_labels", torch.full((queue,), _EMPTY, dtype=torch.int64))
         self.register_buffer("oldest", torch.zeros((), dtype=torch.int64))
@@ -54,7 +66,8 @@ class Contrastive(CompatibilityLoss):
         width = batch.embedding.shape[1]
         candidates = torch.cat([partner.embedding, prefix(self.queue, width)])
         labels = torch.cat([batch.labels, self.queue_labels])
-        loss = _contrast(batch.embedding @ candidates.T / self.temperature, batch.labels, labels)
+        weights = (1 + partner.embedding @ candidates.T) / 2 if self.weigh == "credibility" else None
+        loss = _contrast(batch.embedding @ candidates.T / self.temperature, batch.labels, labels, weights)
         if self.training and width == self.queue.shape[1]:
             self._enqueue(partner.embedding, batch.labels)
         return loss
@@ -72,17 +85,19 @@ class Contrastive(CompatibilityLoss):
         self.oldest.copy_((self.oldest + len(labels)) % length)
 
 
-def _contrast(scores: Tensor, labels: Tensor, candidates: Tensor) -> Tensor:
+def _contrast(scores: Tensor, labels: Tensor, candidates: Tensor, weights: Tensor | None = None) -> Tensor:
     """The mean over anchors.
 
     Args:
         scores: ``(n, m)`` cosines over the temperature; column i < n is image i itself, so each anchor has a positive.
         labels: ``(n,)`` int64.
         candidates: ``(m,)`` int64, :data:`_EMPTY` where there is none.
+        weights: ``(n, m)`` >= 0 of positives; None for 1 each.
     """
     positive = labels[:, None] == candidates[None, :]
     others = positive | (candidates == _EMPTY)[None, :]
     # A finite floor: the logarithm of no negatives at all would be -inf, and its gradient not a number.
     negatives = scores.masked_fill(others, torch.finfo(scores.dtype).min).logsumexp(1)
-    terms = F.softplus(negatives[:, None] - scores) * positive
-    return (terms.sum(1) / positive.sum(1)).mean()
+    shares = positive.to(scores.dtype) if weights is None else positive * weights
+    terms = F.softplus(negatives[:, None] - scores) * shares
+    return (terms.sum(1) / shares.sum(1)).mean()

@@ -14,7 +14,13 @@ from samespace.cloud.losses.base import CompatibilityLoss, Shape
 from samespace.cloud.losses.contrastive import Contrastive
 from samespace.cloud.losses.cosine_softmax import CosineSoftmax
 from samespace.cloud.losses.csd import ContextualSimilarity
+from samespace.cloud.losses.focal_distillation import FocalDistillation
+from samespace.cloud.losses.hoc import HigherOrderCompatibility
+from samespace.cloud.losses.lce import CompatibleEmbedding
+from samespace.cloud.losses.logit_difference import LogitDifference
+from samespace.cloud.losses.naive_reweighting import NaiveReweighting
 from samespace.cloud.losses.partner_head import PartnerHead
+from samespace.cloud.losses.ract import RegressionAlleviating
 from samespace.cloud.losses.rank_difference import RankDifference
 from samespace.cloud.losses.rank_order import RankOrder
 from samespace.cloud.losses.regression import Regression
@@ -40,6 +46,12 @@ LOSSES: dict[str, type[CompatibilityLoss]] = {
     "rank_difference": RankDifference,
     "rank_order": RankOrder,
     "structure_similarity": StructureSimilarity,
+    "focal_distillation": FocalDistillation,
+    "hoc": HigherOrderCompatibility,
+    "lce": CompatibleEmbedding,
+    "logit_difference": LogitDifference,
+    "naive_reweighting": NaiveReweighting,
+    "ract": RegressionAlleviating,
 }
 
 
