@@ -24,9 +24,15 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on with what is in the folder, or discard it and start over.")
     ] = True,
+    upgrade_from: Annotated[
+        Path | None, typer.Option(help="Finished run of the model that serves now: the cloud model joins its space.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
 ) -> None:
     """Co-train a cloud model and edge models into one embedding space.
+
+    With --upgrade-from the cloud model is trained so that its queries find what the old one embedded, and no gallery need be
+    embedded again; 'samespace report' judges the upgrade.
 
     Interrupted (Ctrl-C, kill, power), the same command goes on where it was. Several processes:
     torchrun --nproc-per-node 2 --no-python samespace train recipe.toml -o runs/emoji
@@ -34,7 +40,7 @@ def train(
     from samespace.cloud.recipe import load_recipe
     from samespace.cloud.training import train as train_recipe
 
-    loaded = load_recipe(recipe, size)
+    loaded = load_recipe(recipe, size, upgrade_from)
     try:
         run = train_recipe(loaded, output, resume=resume)
     except KeyboardInterrupt as interrupt:

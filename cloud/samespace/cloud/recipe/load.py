@@ -18,16 +18,22 @@ from samespace.cloud.toml import explain, merged, read_toml
 from samespace.export.run import read_run
 from samespace.sdk.errors import ConfigError
 
-__all__ = ["load_recipe", "parse_recipe"]
+__all__ = ["OLD", "load_recipe", "parse_recipe"]
 
 
-def load_recipe(path: Path | str, size: str | None = None) -> Recipe:
+#: What the cloud model of ``upgrade_from`` is called in the recipe.
+OLD = "old"
+
+
+def load_recipe(path: Path | str, size: str | None = None, upgrade_from: Path | None = None) -> Recipe:
     """Read a recipe.
 
     Args:
         path: TOML file; relative paths in it are relative to its folder.
         size: name of a table of overrides in it, ``[sizes.NAME]``; None takes the environment's ``SAMESPACE_SIZE``.
             ``full``, the default, needs no table.
+        upgrade_from: a finished run, whose cloud model becomes this recipe's model ``old``: the recipe's own cloud model is
+            trained as its successor, into its space.
 
     Raises:
         ConfigError: unreadable, unknown or wrong keys, models that do not fit together, no such size, or a run that it
@@ -36,6 +42,8 @@ def load_recipe(path: Path | str, size: str | None = None) -> Recipe:
     path = Path(path)
     content = read_toml(path)
     sizes = content.pop("sizes", {})
+    if upgrade_from is not None:
+        content = _upgrading(content, upgrade_from.absolute(), path)
     size = size or os.environ.get("SAMESPACE_SIZE") or "full"
     if not isinstance(sizes, dict) or not all(isinstance(table, dict) for table in sizes.values()):
         raise ConfigError(f"{path}: sizes: must be tables of overrides, such as [sizes.ci]")
@@ -62,6 +70,16 @@ def parse_recipe(content: dict[str, Any], path: Path, where: str = "") -> Recipe
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=paths)})
 
 
+def _upgrading(content: dict[str, Any], old: Path, path: Path) -> dict[str, Any]:
+    models = content.get("models")
+    if isinstance(models, dict) and OLD in models:
+        raise ConfigError(f"{path}: models.{OLD}: is there already; rename it, or leave out --upgrade-from")
+    if isinstance(models, dict):
+        # Whatever was to be trained in one loop stands beside a model that no longer changes.
+        content = {**content, "mode": "sequential", "models": {OLD: {"role": "cloud", "run": str(old)}, **models}}
+    return content
+
+
 def _sized(content: dict[str, Any], path: Path, size: str) -> Recipe:
     data = content.get("data")
     if isinstance(data, dict) and data.get("kind") == "emoji" and size in get_args(Size):
@@ -71,6 +89,9 @@ def _sized(content: dict[str, Any], path: Path, size: str) -> Recipe:
 
 def _with_founder(content: dict[str, Any], base: Path, where: str) -> dict[str, Any]:
     """The content with what stands in the finished runs of ``[models.NAME]`` ``run`` and ``start_from`` filled in."""
+    teachers = content.get("teachers")
+    if isinstance(teachers, list | tuple):
+        content = {**content, "teachers": [str(base / folder) for folder in teachers]}
     models = content.get("models")
     if not isinstance(models, dict):
         return content

@@ -13,7 +13,18 @@ from samespace.sdk.errors import ConfigError
 from samespace.sdk.identity import canonical_json
 from samespace.sdk.preprocess import Preprocess
 
-__all__ = ["LossSpec", "Losses", "ModelSpec", "OptimiserSpec", "Part", "Prefixes", "QuantiseSpec", "SoftmaxSpec", "TierName"]
+__all__ = [
+    "FlipSpec",
+    "LossSpec",
+    "Losses",
+    "ModelSpec",
+    "OptimiserSpec",
+    "Part",
+    "Prefixes",
+    "QuantiseSpec",
+    "SoftmaxSpec",
+    "TierName",
+]
 
 #: The name of a tier, which becomes the name of files.
 TierName = Annotated[str, StringConstraints(pattern="^[a-z][a-z0-9_-]{0,63}$")]
@@ -106,6 +117,10 @@ class ModelSpec(Part):
     run: Path | None = Field(
         default=None, description="of a cloud model: a finished run whose cloud model it is, frozen; its space is joined"
     )
+    labels: dict[str, str] = Field(
+        default_factory=dict,
+        description="beside run: class of this recipe -> name by which the run knows it, where they differ",
+    )
     start_from: Path | None = Field(
         default=None, description="of an edge model: a finished run; go on from the weights of its model of the same name"
     )
@@ -133,6 +148,8 @@ class ModelSpec(Part):
                 raise ValueError("run names the finished run of a cloud model; an edge model is trained here: leave it out")
             if self.losses is not None or self.start_as is not None:
                 raise ValueError("the cloud model of a finished run is not trained again: leave out losses and start_as")
+        if self.labels and self.run is None:
+            raise ValueError("labels names the classes of a finished run: set run, or leave it out")
         if self.start_from is not None:
             if self.role == "cloud":
                 raise ValueError("start_from is for edge models; the cloud model of a finished run is named by run, and frozen")
@@ -146,6 +163,14 @@ class ModelSpec(Part):
     def builder_arguments(self) -> dict[str, Any]:
         """All keyword arguments of the family's builder."""
         return {**self.arguments, "dim": self.dim, "image_size": self.preprocess.size}
+
+
+class FlipSpec(Part):
+    """What it costs when an upgrade takes a right answer away; weighs the terms that keep right answers."""
+
+    costs: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict, description="class, or key of one training picture -> cost; all else costs 1"
+    )
 
 
 class SoftmaxSpec(Part):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -11,7 +12,17 @@ from samespace.cloud.data.config import DataConfig
 from samespace.cloud.losses.base import Need
 from samespace.cloud.losses.registry import loss_class, option_names
 from samespace.cloud.recipe.joint import JointSpec, check_joint, check_shares, head_users
-from samespace.cloud.recipe.parts import Losses, LossSpec, ModelSpec, OptimiserSpec, Part, Prefixes, SoftmaxSpec, TierName
+from samespace.cloud.recipe.parts import (
+    FlipSpec,
+    Losses,
+    LossSpec,
+    ModelSpec,
+    OptimiserSpec,
+    Part,
+    Prefixes,
+    SoftmaxSpec,
+    TierName,
+)
 from samespace.cloud.toml import to_toml
 from samespace.sdk.identity import canonical_json, digest
 from samespace.sdk.preprocess import Preprocess
@@ -47,6 +58,10 @@ class Recipe(Part):
     optimiser: OptimiserSpec = Field(default_factory=OptimiserSpec)
     softmax: SoftmaxSpec = Field(default_factory=SoftmaxSpec)
     joint: JointSpec = Field(default_factory=JointSpec)
+    flips: FlipSpec = Field(default_factory=FlipSpec)
+    teachers: tuple[Path, ...] = Field(
+        default=(), description="finished runs of the same data: the ensemble that logit_difference keeps a model near"
+    )
     prefixes: Prefixes = Field(
         default=(), description="Matryoshka: widths at which embeddings are trained and measured, too, each prefix on its own"
     )
@@ -58,25 +73,18 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        clouds = [name for name, model in self.models.items() if model.role == "cloud"]
-        if len(clouds) != 1:
-            found = ", ".join(clouds) or "none"
-            raise ValueError(f"models: exactly one must have role = 'cloud', which founds the space; got {found}")
-        cloud = self.models[clouds[0]]
-        if not cloud.compatible:
-            raise ValueError(f"models.{clouds[0]}: compatible = false is for edge models; the cloud model founds the space")
-        if cloud.run is not None and self.mode != "sequential":
-            raise ValueError(f"models.{clouds[0]}: the cloud model of a finished run stands still: set mode = 'sequential'")
+        self._check_clouds()
+        cloud = self.models[self.cloud]
         check_shares(self.models, self.mode)
-        check_joint(self.joint, self.mode, clouds[0], self.models, {name: self.objective(name) for name in self.models})
+        check_joint(self.joint, self.mode, self.cloud, self.models, {name: self.objective(name) for name in self.models})
         for name, model in self.models.items():
-            if model.dim > cloud.dim:
+            if model.dim > cloud.dim and name != self.successor and model.compatible:
                 raise ValueError(
-                    f"models.{name}: dim = {model.dim}, but the cloud model {clouds[0]!r} has dim = {cloud.dim}; a narrower "
+                    f"models.{name}: dim = {model.dim}, but the cloud model {self.cloud!r} has dim = {cloud.dim}; a narrower "
                     "model is compared on the first coordinates, a wider one has nothing to compare the rest with; "
                     f"set dim <= {cloud.dim}"
                 )
-            self._check_pictures(name, model, clouds[0])
+            self._check_pictures(name, model, self.cloud)
             self._check_objective(name, model)
             if model.start_as is not None and model.start_as not in self.models:
                 known = ", ".join(self.models)
@@ -91,6 +99,21 @@ class Recipe(Part):
                     f"leave it out, or give the model prefixes of its own"
                 )
         return self
+
+    def _check_clouds(self) -> None:
+        clouds = {name: model for name, model in self.models.items() if model.role == "cloud"}
+        finished = [name for name, model in clouds.items() if model.run is not None]
+        found = ", ".join(clouds) or "none"
+        if len(clouds) != 1 and not (len(clouds) == 2 and len(finished) == 1):
+            raise ValueError(
+                "models: exactly one must have role = 'cloud', which founds the space, or two: that of a finished run "
+                f"(run = ...) and its successor; got {found}"
+            )
+        for name, model in clouds.items():
+            if not model.compatible:
+                raise ValueError(f"models.{name}: compatible = false is for edge models; a control of a successor is one, too")
+        if finished and self.mode != "sequential":
+            raise ValueError(f"models.{finished[0]}: the cloud model of a finished run stands still: set mode = 'sequential'")
 
     def _check_pictures(self, name: str, model: ModelSpec, cloud: str) -> None:
         wrong = [
@@ -111,17 +134,20 @@ class Recipe(Part):
 
     def _check_objective(self, name: str, model: ModelSpec) -> None:
         losses = {loss: loss_class(loss) for loss in self.objective(name)}
-        needing = [loss for loss, kind in losses.items() if kind.needs]
+        needing = [loss for loss, kind in losses.items() if kind.needs - {Need.TEACHERS}]
         # What looks at feature maps alone says nothing about where embeddings lie.
-        joining = [loss for loss in needing if losses[loss].on_embedding]
+        joining = [loss for loss in needing if losses[loss].on_embedding and losses[loss].joins]
         stationary = [loss for loss, kind in losses.items() if kind.stationary]
-        if model.role == "cloud" and needing:
+        if name == self.cloud and needing:
             raise ValueError(f"models.{name}: the cloud model has no partner that {needing[0]} could learn from; leave it out")
-        if not model.compatible and (needing or stationary):
+        bound = [*(loss for loss in needing if losses[loss].joins), *stationary]
+        if not model.compatible and bound:
             raise ValueError(
-                f"models.{name}: compatible = false, but {(needing or stationary)[0]} would make it compatible; "
-                "leave one of the two out"
+                f"models.{name}: compatible = false, but {bound[0]} would make it compatible; leave one of the two out"
             )
+        taught = [loss for loss, kind in losses.items() if Need.TEACHERS in kind.needs]
+        if taught and not self.teachers:
+            raise ValueError(f"models.{name}: {taught[0]} needs teachers = [...], finished runs of the same data")
         staged = [loss for loss in needing if Need.STAGES in losses[loss].needs]
         if model.quantise is not None and staged:
             raise ValueError(f"models.{name}: {staged[0]} looks at feature maps, which quantise does not give; leave it out")
@@ -133,7 +159,7 @@ class Recipe(Part):
         joins = (
             joining or set(stationary) & set(self.objective(self.cloud)) or (self.joint.shared_head and name in self.head_users)
         )
-        if model.role == "edge" and model.compatible and not joins:
+        if name != self.cloud and model.compatible and not joins:
             raise ValueError(
                 f"models.{name}: none of its losses involves the cloud model, so it would not join its space; add partner_head "
                 "or regression, or set compatible = false"
@@ -141,8 +167,20 @@ class Recipe(Part):
 
     @property
     def cloud(self) -> str:
-        """Name of the cloud model."""
-        return next(name for name, model in self.models.items() if model.role == "cloud")
+        """Name of the cloud model that founds the space: where there are two, that of the finished run."""
+        clouds = [name for name, model in self.models.items() if model.role == "cloud"]
+        return min(clouds, key=lambda name: self.models[name].run is None)
+
+    @property
+    def successor(self) -> str | None:
+        """Name of the cloud model that is trained here into the space of a finished run's: an upgrade; else None."""
+        return next((name for name, model in self.models.items() if model.role == "cloud" and name != self.cloud), None)
+
+    def partner(self, name: str) -> str | None:
+        """The model that one learns from: the cloud model; of an upgrade's edge models its successor; None for the cloud."""
+        if name == self.cloud:
+            return None
+        return self.cloud if name == self.successor or self.successor is None else self.successor
 
     @property
     def edges(self) -> dict[str, ModelSpec]:
@@ -155,10 +193,15 @@ class Recipe(Part):
         return self.models[self.cloud].preprocess.model_copy(update={"size": self.data.source_size})
 
     def objective(self, name: str) -> dict[str, LossSpec]:
-        """The terms of one model: its own, or the recipe's; of the cloud model and of controls, the cosine softmax."""
+        """The terms of one model: its own, or the recipe's; of the cloud model and of controls, the cosine softmax.
+
+        Of a successor, that and the old classifier: BCT (Shen et al., CVPR 2020).
+        """
         model = self.models[name]
         if model.losses is not None:
             return model.losses
+        if name == self.successor:
+            return {_OWN: LossSpec(), "partner_head": LossSpec()}
         return self.losses if model.role == "edge" and model.compatible else {_OWN: LossSpec()}
 
     def terms(self, name: str) -> dict[str, tuple[float, dict[str, Any]]]:
@@ -200,7 +243,10 @@ class Recipe(Part):
     def digest(self) -> str:
         """SHA-256 of all that the weights depend on: where it runs, how often it saves and where things lie is left out."""
         resolved = self.resolved()
-        content = {key: value for key, value in resolved.items() if key not in ("device", "checkpoint_every", "log_every")}
+        # A key that is younger than the first runs counts where it is used.
+        left_out = ["device", "checkpoint_every", "log_every", *(() if self.teachers else ("teachers",))]
+        left_out += () if self.flips.costs else ("flips",)
+        content = {key: value for key, value in resolved.items() if key not in left_out}
         content["models"] = {name: _lasting(model) for name, model in resolved["models"].items()}
         return digest(canonical_json(content))
 
@@ -211,5 +257,5 @@ class Recipe(Part):
 
 def _lasting(model: dict[str, Any]) -> dict[str, Any]:
     """What a model's weights depend on; a key that is younger than the first runs counts where it is used."""
-    young = () if model["quantise"] else ("quantise",)
+    young = [key for key in ("quantise", "labels") if not model[key]]
     return {key: value for key, value in model.items() if key not in ("run", "start_from", *young)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from samespace.cloud.data import ImageSet, Split, cached_tensors, make_split, open_dataset
 from samespace.cloud.recipe import Recipe
-from samespace.sdk.errors import DataError
+from samespace.sdk.errors import ConfigError, DataError
 from samespace.sdk.identity import canonical_json, digest
 from samespace.sdk.preprocess import Preprocess
 
@@ -55,6 +55,20 @@ class TrainingData:
     def shuffled(self, indices: Sequence[int]) -> list[int]:
         """Pictures of the set in an order that depends on their keys alone."""
         return sorted(indices, key=lambda index: hashlib.sha256(self.images.items[index].key.encode()).digest())
+
+    def costs(self, known: Mapping[str, float]) -> Tensor | None:
+        """``(n,)`` float32, what a flip of each training picture costs: by its key, else its class, else 1; None for 1 each.
+
+        Raises:
+            ConfigError: a name in ``known`` is neither a training class nor the key of a training picture.
+        """
+        if not known:
+            return None
+        keys = [self.images.items[index].key for index in self.split.train]
+        if wrong := known.keys() - set(keys) - set(self.classes):
+            raise ConfigError(f"flips.costs: {min(wrong)!r} is neither a training class nor the key of a training picture")
+        values = [known.get(key, known.get(self.classes[label], 1.0)) for key, label in zip(keys, self.labels, strict=True)]
+        return torch.tensor(values, dtype=torch.float32)
 
     def calibration(self) -> list[int]:
         """Training pictures for quantisation: two of each of as many classes as fit, then whatever is left."""

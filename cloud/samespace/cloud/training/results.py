@@ -96,6 +96,7 @@ def write_results(
         atomic_write(directory.quantisation, json.dumps(costs, indent=2, allow_nan=False) + "\n")
     matrix, scores = _measure_all(recipe, data, encoder)
     atomic_write(directory.queries, safetensors.numpy.save(scores))
+    atomic_write(directory.slices, json.dumps(_slices(data), ensure_ascii=False) + "\n")
     ids = {name: record.model_id for name, record in records.items()}
     cells = [{**cell.as_json(), "query_model_id": ids[cell.query], "gallery_model_id": ids[cell.gallery]} for cell in matrix]
     atomic_write(directory.matrices, json.dumps(cells, indent=2, allow_nan=False) + "\n")
@@ -205,7 +206,9 @@ def _measure_all(
         "validation": (split.validation_query, split.validation_gallery),
         "test": (split.test_query, split.test_gallery),
     }
-    wanted = [(name, other, None, None) for name in recipe.models for other in dict.fromkeys((name, cloud))]
+    # An upgrade's old model also searches what its successor embedded, and edge models both.
+    sides_of = {name: (name, cloud, recipe.successor) for name in recipe.models}
+    wanted = [(name, other, None, None) for name, others in sides_of.items() for other in dict.fromkeys(others) if other]
     compatible = [name for name, model in recipe.models.items() if model.compatible]
     wanted += [
         (name, cloud, None, width) for name in compatible for width in recipe.prefixes if width < recipe.models[name].dim
@@ -227,6 +230,17 @@ def _measure_all(
                 scores |= {key: found.recall1.astype(np.float32), f"{key}/ap": found.average_precision.astype(np.float32)}
                 bar.advance()
     return matrix, scores
+
+
+def _slices(data: TrainingData) -> dict[str, dict[str, list[str]]]:
+    """Split -> of its queries, in the order of their scores: key, class and source."""
+    items, split = data.images.items, data.split
+    parts = {"validation": split.validation_query, "test": split.test_query}
+    fields = {"key": lambda item: item.key, "class": lambda item: item.label, "source": lambda item: item.source or ""}
+    return {
+        name: {field: [value(items[index]) for index in part] for field, value in fields.items()}
+        for name, part in parts.items()
+    }
 
 
 def _labels(data: TrainingData, indices: Sequence[int]) -> str:

@@ -10,6 +10,7 @@ probes/              pictures of unseen classes and a sample of the cloud galler
 calibration/         training pictures that quantisation is fitted to, and the cloud model's embeddings of them
 quantisation.json    of models that learnt under fake quantisation: what int8 cost them before, and costs them now
 queries.safetensors  what each query found, "SPLIT/QUERY->GALLERY" (n,): recall@1, and the same + "/ap": average precision
+queries.json         of each query of a split: its key, class and source
 matrices.json        measured M(a, b); written last: a run that has it is complete
 """
 
@@ -45,6 +46,7 @@ class RunDirectory:
         self.calibration = self.path / "calibration"
         self.quantisation = self.path / "quantisation.json"
         self.queries = self.path / "queries.safetensors"
+        self.slices = self.path / "queries.json"
         self.matrices = self.path / "matrices.json"
 
     def check_folder(self, recipe: Recipe, *, resume: bool) -> None:
@@ -133,6 +135,7 @@ class RunDirectory:
         for path in (
             self.matrices,
             self.queries,
+            self.slices,
             self.space,
             self.checkpoint.parent,
             self.models,

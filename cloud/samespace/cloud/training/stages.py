@@ -27,10 +27,13 @@ class Stage:
 def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     """One stage for joint mode; for sequential mode the cloud model, then all edge models beside it, frozen.
 
-    A cloud model that comes from a finished run has no stage of its own.
+    A cloud model that comes from a finished run has no stage of its own; its successor learns beside it, frozen.
     """
-    cloud, edges = recipe.cloud, tuple(recipe.edges)
+    cloud, successor, edges = recipe.cloud, recipe.successor, tuple(recipe.edges)
     if recipe.mode == "joint":
         return (Stage("joint", (cloud, *edges), cloud),)
-    alone = () if recipe.models[cloud].run is not None else (Stage("cloud", (cloud,), None),)
-    return (*alone, Stage("edges", edges, cloud)) if edges else alone
+    if successor is not None:
+        first = (Stage("cloud", (successor,), cloud),)
+    else:
+        first = () if recipe.models[cloud].run is not None else (Stage("cloud", (cloud,), None),)
+    return (*first, Stage("edges", edges, successor or cloud)) if edges else first

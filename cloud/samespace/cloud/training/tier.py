@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samespace.cloud.losses import Batch, CompatibilityLoss, Need, Partner, Shape, StageShape, build_loss
+from samespace.cloud.losses import Batch, CompatibilityLoss, Need, Partner, Shape, StageShape, build_loss, loss_class
 from samespace.cloud.losses.matryoshka import at_every_width, widths
 from samespace.cloud.recipe import Recipe
 from samespace.cloud.training.quantised import as_quantised, go_on
@@ -106,7 +106,9 @@ class Tier(nn.Module):
         maps = tuple(staged.stages(images))
         return Observed(F.normalize(staged.head(maps[-1]), dim=1), maps)
 
-    def forward(self, images: Tensor, labels: Tensor, partner: Partner, rows: Tensor | None = None) -> Outcome:
+    def forward(
+        self, images: Tensor, labels: Tensor, partner: Partner, rows: Tensor | None = None, costs: Tensor | None = None
+    ) -> Outcome:
         """The objective of one batch.
 
         Args:
@@ -114,13 +116,20 @@ class Tier(nn.Module):
             labels: ``(n,)`` int64.
             partner: what the cloud model supplied.
             rows: ``(n,)`` int64, the images' rows in the training set.
+            costs: ``(n,)``, of a flip of each image; None for 1.
         """
         observed = self.observe(images)
-        batch = Batch(observed.embedding, labels, rows, observed.stages)
+        batch = Batch(observed.embedding, labels, rows, observed.stages, self.head(), costs)
         common = partner.first(observed.embedding.shape[1])
-        terms = {name: at_every_width(loss, batch, common.only(loss.needs), self.widths) for name, loss in self.terms.items()}
+        terms = {name: self._term(loss, batch, common.only(loss.needs)) for name, loss in self.terms.items()}
         total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
         return Outcome(total, torch.stack([term.detach() for term in terms.values()]), observed.detach())
+
+    def _term(self, loss: CompatibilityLoss, batch: Batch, partner: Partner) -> Tensor:
+        """One term. A partner of fewer dimensions says nothing about the others: they are free (as in BT2, ICCV 2023)."""
+        width = partner.width or batch.embedding.shape[1]
+        widths = tuple(one for one in self.widths if one < width)
+        return at_every_width(loss, batch.first(width), partner, (*widths, width))
 
     def head(self) -> Tensor | None:
         """``(classes, d)`` unit rows: the class weights that its own softmax classifies by; None where it has none."""
@@ -146,13 +155,18 @@ def build_tier(recipe: Recipe, name: str, classes: int) -> Tier:
     """
     spec = recipe.models[name]
     staged = Need.STAGES in recipe.needs(name)
-    partner_stages = _stage_shapes(recipe, recipe.cloud, build_model_of(recipe, recipe.cloud)) if staged else ()
+    partner = recipe.partner(name)
+    partner_stages = _stage_shapes(recipe, partner, build_model_of(recipe, partner)) if staged and partner else ()
     with seeded(recipe.seed, "initialise", spec.start_as or name):
         model = build_model_of(recipe, name)
         terms = recipe.terms(name)
         stages = _stage_shapes(recipe, name, model) if staged else ()
-        shape = Shape(classes, spec.dim, stages, partner_stages)
-        losses = {loss: _loss(name, loss, shape, options) for loss, (_, options) in terms.items()}
+        common = min(spec.dim, recipe.models[partner].dim) if partner else spec.dim
+        losses = {
+            loss: _loss(name, loss, Shape(classes, common if needs else spec.dim, stages, partner_stages), options)
+            for loss, (_, options) in terms.items()
+            for needs in (loss_class(loss).needs & {Need.EMBEDDING, Need.HEAD, Need.GALLERY},)
+        }
     go_on(model, name, spec)
     return Tier(
         name,
@@ -161,7 +175,7 @@ def build_tier(recipe: Recipe, name: str, classes: int) -> Tier:
         {loss: weight for loss, (weight, _) in terms.items()},
         spec.dim,
         recipe.model_prefixes(name),
-        staged or (name == recipe.cloud and any(Need.STAGES in recipe.needs(other) for other in recipe.edges)),
+        staged or any(Need.STAGES in recipe.needs(other) for other in recipe.models if recipe.partner(other) == name),
     )
 
 

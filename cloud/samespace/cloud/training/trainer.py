@@ -28,6 +28,7 @@ from samespace.cloud.training.run import RunDirectory
 from samespace.cloud.training.seeds import generator, seeded
 from samespace.cloud.training.sharing import Family, family_of, separate, share
 from samespace.cloud.training.stages import Stage, stages_of
+from samespace.cloud.training.teachers import mean_logits, read_teachers
 from samespace.cloud.training.tier import Outcome, Tier, build_tier
 from samespace.sdk.cli.progress import progress
 from samespace.sdk.errors import ConfigError
@@ -62,12 +63,14 @@ class Trainer:
         self.recipe, self.data, self.world, self.directory = recipe, data, world, directory
         tiers = {name: build_tier(recipe, name, len(data.classes)) for name in recipe.models}
         if founder is not None:
-            take_over(tiers[recipe.cloud], founder, data.classes)
+            take_over(tiers[recipe.cloud], founder, recipe, data)
         share(recipe, tiers)
         self.tiers = {name: self._placed(tier) for name, tier in tiers.items()}
         calibrate_tiers(recipe, self.tiers, data)
         self.stages = stages_of(recipe)
         self.progress = Progress(recipe_sha256=recipe.digest, data_sha256=data.sha256)
+        self.teachers = read_teachers(recipe.teachers, data.classes, world.device)
+        self._costs = data.costs(recipe.flips.costs)
         self._rows = world.share(recipe.batch)
         self._began = 0.0
 
@@ -170,10 +173,15 @@ class Trainer:
             with torch.no_grad():
                 observed = frozen.observe(views.of(recipe.models[stage.partner].preprocess))
             partner = partner_of(frozen, observed, gallery)
+        taught: dict[Need, Tensor] = {}
+        if any(Need.TEACHERS in self.tiers[name].needs for name in callables):
+            taught = {Need.TEACHERS: mean_logits(self.teachers, views)}
+        costs = None if self._costs is None else self._costs[indices[rows]].to(self.world.device)
         for name, tier in callables.items():
             # Each tier has its own randomness, so that what becomes of it does not depend on which others are there.
             with seeded(recipe.seed, "step", stage.name, step, self.world.rank, name):
-                outcome: Outcome = tier(views.of(recipe.models[name].preprocess), labels[rows], partner, share)
+                supplied = Partner({**partner.supplied, **taught})
+                outcome: Outcome = tier(views.of(recipe.models[name].preprocess), labels[rows], supplied, share, costs)
             if name == stage.partner:
                 partner = partner_of(self.tiers[name], outcome.observed)
             # The terms of different tiers share no activations, at most parameters: going back at once frees them.
