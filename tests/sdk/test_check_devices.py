@@ -197,7 +197,15 @@ def test_a_check_that_is_killed_leaves_no_process_and_goes_on_from_what_it_had(b
         "host,mute@host",
     ]
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # Tests that a shell started in the background ignore Ctrl-C, and so would all that they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     wait_for(lambda: len(list((tmp_path / "cache").rglob("*.npz"))) == 2 and (planted / "mute@host").exists(), process)
     wait_for(lambda: "child" in (planted / "mute@host").read_text(), process)
     process.send_signal(number)
