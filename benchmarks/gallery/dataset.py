@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,6 +29,8 @@ Rows = npt.NDArray[np.float32]
 
 def open_world(folder: Path) -> Any:
     """The tests' world with vectors of :data:`DIM` dimensions."""
+    # Of an earlier process: what it signed, nobody trusts any more.
+    shutil.rmtree(folder, ignore_errors=True)
     module = _module("gallery_test_world", ROOT / "tests" / "cloud" / "gallery" / "conftest.py")
 
     class World(module.GalleryWorld):
