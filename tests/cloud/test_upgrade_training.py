@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from typer.testing import CliRunner
 
@@ -88,9 +89,14 @@ def test_the_command_trains_into_the_old_space(old: TrainedRun, recipe_content: 
     assert list(dict.fromkeys(stages)) == ["cloud", "edges"]
     again = load_recipe(tmp_path / "run/recipe.toml", "full")
     assert again.successor == "cloud", "the folder's own recipe says all of it"
-    slices = json.loads((tmp_path / "run/queries.json").read_text())["test"]
+    items = json.loads((tmp_path / "run/items.json").read_text())["test"]
     count = next(cell["metrics"]["recall@1"]["n"] for cell in run.matrices if cell["split"] == "test")
-    assert {len(values) for values in slices.values()} == {count}
+    assert {len(values) for values in items["query"].values()} == {count}
+    for name in ("old", "cloud", "phone"):
+        rows = safetensors.numpy.load_file(tmp_path / f"run/embeddings/{name}.safetensors")
+        assert {side: len(embeddings) for side, embeddings in rows.items()} == {
+            side: len(items[side]["key"]) for side in ("query", "gallery")
+        }
 
 
 def test_by_default_it_is_backward_compatible_training(upgrade: Make, tmp_path: Path) -> None:

@@ -15,10 +15,9 @@ from samespace.cloud.inputs import normalised
 from samespace.edge.models.head import L2Norm
 from samespace.sdk.errors import EmbeddingError
 from samespace.sdk.metrics import Estimate, average_precision, bootstrap_mean, recall_at_k
-from samespace.sdk.prefix import first_coordinates
 from samespace.sdk.preprocess import Preprocess
 
-__all__ = ["METRICS", "Measurement", "Scores", "comparable", "embed", "measure", "score"]
+__all__ = ["METRICS", "Measurement", "Scores", "embed", "measure", "score"]
 
 #: Names of the metrics of a measurement, as they stand in ``matrices.json``.
 METRICS = ("recall@1", "recall@5", "map")
@@ -112,14 +111,6 @@ def embed(
             "the model has diverged: train it again with a lower learning_rate"
         )
     return embeddings
-
-
-def comparable(
-    query: npt.NDArray[np.float32], gallery: npt.NDArray[np.float32], prefix: int | None = None
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Both sides cut to the coordinates that they have in common (or to the first ``prefix`` of them), as unit rows again."""
-    width = min(query.shape[1], gallery.shape[1], prefix or query.shape[1])
-    return first_coordinates(query, width), first_coordinates(gallery, width)
 
 
 def score(

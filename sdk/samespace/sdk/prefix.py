@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from samespace.sdk.errors import EmbeddingError
 
-__all__ = ["first_coordinates"]
+__all__ = ["comparable", "first_coordinates"]
 
 
 def first_coordinates(rows: npt.NDArray[np.float32], dim: int) -> npt.NDArray[np.float32]:
@@ -25,3 +25,11 @@ def first_coordinates(rows: npt.NDArray[np.float32], dim: int) -> npt.NDArray[np
     if len(zero := np.flatnonzero(~(norms[:, 0] > 0))):
         raise EmbeddingError(f"row {zero[0]}: its first {dim} coordinates are zero, so it has no direction in them")
     return (cut / norms).astype(np.float32)
+
+
+def comparable(
+    query: npt.NDArray[np.float32], gallery: npt.NDArray[np.float32], prefix: int | None = None
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Both sides cut to the coordinates that they have in common (or to the first ``prefix`` of them), as unit rows again."""
+    width = min(query.shape[1], gallery.shape[1], prefix or query.shape[1])
+    return first_coordinates(query, width), first_coordinates(gallery, width)

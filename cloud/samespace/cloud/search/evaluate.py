@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from samespace.cloud.data import augment_batch, resize_batch
-from samespace.cloud.evaluation import comparable, embed
+from samespace.cloud.evaluation import embed
 from samespace.cloud.inputs import normalised
 from samespace.cloud.recipe import Recipe
 from samespace.cloud.search.config import Search
@@ -27,6 +27,7 @@ from samespace.edge.models.registry import build_model
 from samespace.edge.search import Architecture, SearchSpace, Supernet
 from samespace.sdk.files import atomic_write
 from samespace.sdk.metrics import negative_flips, recall_at_k, relative_negative_flip_rate
+from samespace.sdk.prefix import comparable
 from samespace.sdk.preprocess import Preprocess
 
 __all__ = ["Evaluator", "Pictures", "Worth", "collect_pictures", "load_supernet"]

@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from samespace.cloud.evaluation import comparable, embed, measure
+from samespace.cloud.evaluation import embed, measure
 from samespace.cloud.recipe import Recipe
 from samespace.cloud.training.data import TrainingData
 from samespace.cloud.training.quantised import calibrate, start_of
 from samespace.edge.models.fake_quant import FakeQuantised
 from samespace.sdk.metrics import cosine, worst_percentile
+from samespace.sdk.prefix import comparable
 
 __all__ = ["Encode", "quantised_costs"]
 

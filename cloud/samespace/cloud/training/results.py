@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from samespace.cloud.adapters import apply_procrustes, fit_procrustes
 from samespace.cloud.data import Split
-from samespace.cloud.evaluation import Measurement, comparable, embed, score
+from samespace.cloud.evaluation import Measurement, embed, score
 from samespace.cloud.recipe import Recipe
 from samespace.cloud.training.data import TrainingData
+from samespace.cloud.training.items import described
 from samespace.cloud.training.partners import Founder
 from samespace.cloud.training.quantised_cost import quantised_costs
 from samespace.cloud.training.run import RunDirectory
@@ -27,6 +28,7 @@ from samespace.cloud.training.tier import Tier
 from samespace.sdk.cli.progress import progress
 from samespace.sdk.files import atomic_directory, atomic_write
 from samespace.sdk.identity import ModelRecord, SpaceRecord, digest
+from samespace.sdk.prefix import comparable
 
 __all__ = ["TrainedRun", "read_results", "write_results"]
 
@@ -94,9 +96,12 @@ def write_results(
     _write_calibration(recipe, data, encoder, directory)
     if costs := quantised_costs(recipe, data, {name: tier.model for name, tier in tiers.items()}, encoder):
         atomic_write(directory.quantisation, json.dumps(costs, indent=2, allow_nan=False) + "\n")
+    _write_embeddings(recipe, data, encoder, directory)
     matrix, scores = _measure_all(recipe, data, encoder)
     atomic_write(directory.queries, safetensors.numpy.save(scores))
-    atomic_write(directory.slices, json.dumps(_slices(data), ensure_ascii=False) + "\n")
+    atomic_write(
+        directory.items, json.dumps(described(data, recipe.models[recipe.cloud].preprocess), ensure_ascii=False) + "\n"
+    )
     ids = {name: record.model_id for name, record in records.items()}
     cells = [{**cell.as_json(), "query_model_id": ids[cell.query], "gallery_model_id": ids[cell.gallery]} for cell in matrix]
     atomic_write(directory.matrices, json.dumps(cells, indent=2, allow_nan=False) + "\n")
@@ -197,6 +202,14 @@ def _write_calibration(recipe: Recipe, data: TrainingData, encoder: _Encoder, di
         (folder / "labels.json").write_text(_labels(data, chosen))
 
 
+def _write_embeddings(recipe: Recipe, data: TrainingData, encoder: _Encoder, directory: RunDirectory) -> None:
+    """What each model makes of the test split: an upgrade is judged by more than what each query found."""
+    sides = {"query": data.split.test_query, "gallery": data.split.test_gallery}
+    for name in recipe.models:
+        rows = {side: encoder(name, part) for side, part in sides.items() if part}
+        atomic_write(directory.embeddings / f"{name}.safetensors", safetensors.numpy.save(rows))
+
+
 def _measure_all(
     recipe: Recipe, data: TrainingData, encoder: _Encoder
 ) -> tuple[list[Measurement], dict[str, npt.NDArray[np.float32]]]:
@@ -230,17 +243,6 @@ def _measure_all(
                 scores |= {key: found.recall1.astype(np.float32), f"{key}/ap": found.average_precision.astype(np.float32)}
                 bar.advance()
     return matrix, scores
-
-
-def _slices(data: TrainingData) -> dict[str, dict[str, list[str]]]:
-    """Split -> of its queries, in the order of their scores: key, class and source."""
-    items, split = data.images.items, data.split
-    parts = {"validation": split.validation_query, "test": split.test_query}
-    fields = {"key": lambda item: item.key, "class": lambda item: item.label, "source": lambda item: item.source or ""}
-    return {
-        name: {field: [value(items[index]) for index in part] for field, value in fields.items()}
-        for name, part in parts.items()
-    }
 
 
 def _labels(data: TrainingData, indices: Sequence[int]) -> str:

@@ -10,7 +10,8 @@ probes/              pictures of unseen classes and a sample of the cloud galler
 calibration/         training pictures that quantisation is fitted to, and the cloud model's embeddings of them
 quantisation.json    of models that learnt under fake quantisation: what int8 cost them before, and costs them now
 queries.safetensors  what each query found, "SPLIT/QUERY->GALLERY" (n,): recall@1, and the same + "/ap": average precision
-queries.json         of each query of a split: its key, class and source
+items.json           SPLIT -> "query" and "gallery" -> key, class, source and quality of each picture, in the order of the rows
+embeddings/TIER.safetensors  of the test split: "query" (n, d) and "gallery" (m, d), unit rows
 matrices.json        measured M(a, b); written last: a run that has it is complete
 """
 
@@ -46,7 +47,8 @@ class RunDirectory:
         self.calibration = self.path / "calibration"
         self.quantisation = self.path / "quantisation.json"
         self.queries = self.path / "queries.safetensors"
-        self.slices = self.path / "queries.json"
+        self.items = self.path / "items.json"
+        self.embeddings = self.path / "embeddings"
         self.matrices = self.path / "matrices.json"
 
     def check_folder(self, recipe: Recipe, *, resume: bool) -> None:
@@ -135,7 +137,8 @@ class RunDirectory:
         for path in (
             self.matrices,
             self.queries,
-            self.slices,
+            self.items,
+            self.embeddings,
             self.space,
             self.checkpoint.parent,
             self.models,

@@ -2,15 +2,26 @@
 
 from samespace.sdk.metrics.agreement import angle, cosine, max_angle, worst_percentile
 from samespace.sdk.metrics.bootstrap import Estimate, bootstrap_mean, paired_bootstrap
+from samespace.sdk.metrics.compatibility import (
+    average_accuracy,
+    average_compatibility,
+    compatibility_tax,
+    update_gain,
+)
 from samespace.sdk.metrics.flips import negative_flips, relative_negative_flip_rate
+from samespace.sdk.metrics.groups import adjusted_rand_index
 from samespace.sdk.metrics.retrieval import average_precision, first_match_rank, neighbour_overlap, recall_at_k
 from samespace.sdk.metrics.verification import pair_scores, tar_at_far, threshold_at_far
 
 __all__ = [
     "Estimate",
+    "adjusted_rand_index",
     "angle",
+    "average_accuracy",
+    "average_compatibility",
     "average_precision",
     "bootstrap_mean",
+    "compatibility_tax",
     "cosine",
     "first_match_rank",
     "max_angle",
@@ -22,5 +33,6 @@ __all__ = [
     "relative_negative_flip_rate",
     "tar_at_far",
     "threshold_at_far",
+    "update_gain",
     "worst_percentile",
 ]

@@ -1,0 +1,19 @@
+"""Upgrades of a model that serves: measured, judged, planned. No torch but where a run is read."""
+
+from samespace.cloud.upgrades.generations import report_of
+from samespace.cloud.upgrades.measure import Generation, Pictures, measure_chain
+from samespace.cloud.upgrades.report import UpgradeReport, read_report
+from samespace.cloud.upgrades.verdict import Bars, Finding, Verdict, judge
+
+__all__ = [
+    "Bars",
+    "Finding",
+    "Generation",
+    "Pictures",
+    "UpgradeReport",
+    "Verdict",
+    "judge",
+    "measure_chain",
+    "read_report",
+    "report_of",
+]

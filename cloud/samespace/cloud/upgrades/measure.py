@@ -1,0 +1,143 @@
+"""Measuring a chain of model generations on the same queries and gallery."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+import numpy.typing as npt
+
+from samespace.cloud.upgrades.report import (
+    Cell,
+    Control,
+    Found,
+    GenerationRecord,
+    Metric,
+    Outcomes,
+    ThresholdTransfer,
+    UpgradeReport,
+)
+from samespace.cloud.upgrades.transfer import FAR, group_transfer, threshold_transfer
+from samespace.sdk.errors import DataError
+from samespace.sdk.metrics import (
+    average_accuracy,
+    average_compatibility,
+    average_precision,
+    bootstrap_mean,
+    compatibility_tax,
+    recall_at_k,
+    update_gain,
+)
+from samespace.sdk.prefix import comparable
+
+__all__ = ["Generation", "Pictures", "measure_chain"]
+
+METRICS: tuple[Metric, ...] = ("recall@1", "map")
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """What one model makes of the pictures.
+
+    Attributes:
+        query: ``(n, d)`` unit-norm float32.
+        gallery: ``(m, d)`` unit-norm float32.
+    """
+
+    name: str
+    model_id: str
+    query: npt.NDArray[np.float32]
+    gallery: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What is known of them.
+
+    Attributes:
+        queries: field -> one value a query; ``class`` must be among them.
+        gallery: class of each gallery picture.
+    """
+
+    queries: Mapping[str, Sequence[str]]
+    gallery: Sequence[str]
+
+
+def measure_chain(
+    generations: Sequence[Generation], pictures: Pictures, control: Generation | None = None, reproduce: str = ""
+) -> UpgradeReport:
+    """All that a report says; the last two generations are the upgrade.
+
+    Args:
+        generations: oldest first, at least two.
+        control: the newest model trained without a compatibility term.
+        reproduce: command that measures it again.
+
+    Raises:
+        DataError: fewer than two generations, or embeddings that do not belong to the pictures.
+    """
+    if len(generations) < 2:
+        raise DataError("an upgrade needs two models, the old one and the new one")
+    cells, found = [], {}
+    for q, query in enumerate(generations):
+        for g, gallery in enumerate(generations):
+            cell, found[q, g] = _measured(q, g, query, gallery, pictures)
+            cells.append(cell)
+    last = len(generations) - 1
+    before, after = generations[-2], generations[-1]
+    report = UpgradeReport(
+        samespace=version("samespace"),
+        generations=tuple(
+            GenerationRecord(name=one.name, model_id=one.model_id, dim=one.query.shape[1]) for one in generations
+        ),
+        matrix=tuple(cells),
+        compatibility={},
+        accuracy={},
+        outcomes=Outcomes(
+            queries={field: tuple(values) for field, values in pictures.queries.items()},
+            old=found[last - 1, last - 1],
+            new=found[last, last - 1],
+            backfilled=found[last, last],
+        ),
+        gallery=len(pictures.gallery),
+        reproduce=reproduce,
+    )
+    tables: dict[Metric, npt.NDArray[np.float64]] = {metric: np.asarray(report.table(metric)) for metric in METRICS}
+    thresholds = _thresholds(before, after, pictures)
+    more = {
+        "compatibility": {metric: average_compatibility(table) for metric, table in tables.items()},
+        "accuracy": {metric: average_accuracy(table) for metric, table in tables.items()},
+        "thresholds": thresholds,
+    }
+    if thresholds is not None and len(pictures.gallery) > 1:
+        labels = pictures.queries["class"], pictures.gallery
+        more["groups"] = group_transfer(before.query, after.query, before.gallery, after.gallery, *labels, thresholds.threshold)
+    if control is not None:
+        own, _ = _measured(last, last, control, control, pictures)
+        old, _ = _measured(last, last - 1, control, before, pictures)
+        more["control"] = Control(model_id=control.model_id, own=own, old=old)
+        gains = {metric: update_gain(table[-2, -2], table[-1, -2], own.of(metric).value) for metric, table in tables.items()}
+        more["gain"] = {metric: gain for metric, gain in gains.items() if gain is not None}
+        more["tax"] = {metric: compatibility_tax(own.of(metric).value, table[-1, -1]) for metric, table in tables.items()}
+    return report.model_copy(update=more)
+
+
+def _measured(q: int, g: int, query: Generation, gallery: Generation, pictures: Pictures) -> tuple[Cell, Found]:
+    sides = (*comparable(query.query, gallery.gallery), list(pictures.queries["class"]), list(pictures.gallery))
+    first, precision = recall_at_k(*sides, k=1), average_precision(*sides)
+    cell = Cell(query=q, gallery=g, recall1=bootstrap_mean(first), map=bootstrap_mean(precision))
+    # Six digits tell any two rankings of a real gallery apart, and halve the file.
+    outcome = Found(recall1=tuple(int(one) for one in first), map=tuple(round(float(one), 6) for one in precision))  # type: ignore[arg-type]
+    return cell, outcome
+
+
+def _thresholds(before: Generation, after: Generation, pictures: Pictures) -> ThresholdTransfer | None:
+    """None where the pictures are too few for the rate."""
+    try:
+        return threshold_transfer(before.query, after.query, before.gallery, pictures.queries["class"], pictures.gallery, FAR)
+    except DataError as error:
+        if "impostor" not in str(error):
+            raise
+        return None
