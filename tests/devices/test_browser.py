@@ -74,7 +74,7 @@ def left(folder: Path) -> list[str]:
             arguments = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
             inside = entry.name.isdigit() and (entry / "cwd").resolve().is_relative_to(folder)
             if inside or str(folder).encode() in arguments:
-                found.append(arguments.replace(b"\0", b" ").decode(errors="replace")[:200])
+                found.append(arguments.replace(b"\0", b" ").decode(errors="replace"))
         except OSError:
             continue  # it has ended, or is somebody else's
     return found
