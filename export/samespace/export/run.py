@@ -2,7 +2,7 @@
 
 models/NAME.json, models/NAME.safetensors   each model's record and float weights
 space.json                                  the space's record
-recipe.toml                                 read for the models that are controls (compatible = false)
+recipe.toml                                 read for controls (compatible = false), and for the successor of an upgrade
 probes/images/*, probes/probes.json         encoded images of unseen classes, and their labels
 probes/gallery.safetensors, gallery.json    a sample of the cloud model's gallery, and its labels
 calibration/pictures.safetensors, labels.json   training pictures, the cloud model's embeddings of them, their labels
@@ -77,6 +77,7 @@ class Run:
         gallery: ``(m, dim)`` float32 embeddings by the cloud model, and ``gallery_labels`` their labels.
         matrices: measured matrices, as the training wrote them.
         calibration: None where an older training wrote none.
+        successor: name of the cloud model that an upgrade trained; None where the run founded its space.
     """
 
     path: Path
@@ -89,11 +90,17 @@ class Run:
     gallery_labels: tuple[str, ...] | None
     matrices: list[Any]
     calibration: Calibration | None = None
+    successor: str | None = None
 
     @property
     def cloud(self) -> RunModel:
         """The model that founded the space."""
         return next(model for model in self.models.values() if model.record.model_id == self.space.founder_model_id)
+
+    @property
+    def newest(self) -> RunModel:
+        """The cloud model that the edge models learnt from: of an upgrade its successor, else the founder."""
+        return self.models[self.successor] if self.successor else self.cloud
 
     def choose(self, names: tuple[str, ...]) -> list[RunModel]:
         """The named models; without names, all but the controls.
@@ -133,10 +140,11 @@ def read_run(path: Path) -> Run:
     if not images:
         raise ConfigError(f"{path / 'probes' / 'images'}: holds no probe image; train again to the end")
     matrices = _json(path / "matrices.json")
+    controls, successor = _roles(path / "recipe.toml")
     return Run(
         path,
         models,
-        _controls(path / "recipe.toml"),
+        controls,
         space,
         images,
         _labels(path / "probes" / "probes.json", len(images)),
@@ -144,6 +152,7 @@ def read_run(path: Path) -> Run:
         _labels(path / "probes" / "gallery.json", len(gallery)),
         matrices if isinstance(matrices, list) else [matrices],
         _calibration(path, space.dim),
+        successor,
     )
 
 
@@ -185,14 +194,17 @@ def _read_model(file: Path) -> RunModel:
     return RunModel(file.stem, record, data)
 
 
-def _controls(file: Path) -> tuple[str, ...]:
+def _roles(file: Path) -> tuple[tuple[str, ...], str | None]:
+    """Names of the controls, and of the cloud model that was trained into a finished run's space."""
     if not file.is_file():
-        return ()
+        return (), None
     try:
         models = tomllib.loads(file.read_text()).get("models", {})
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: broken TOML: {error}") from None
-    return tuple(name for name, spec in models.items() if spec.get("compatible") is False)
+    clouds = [name for name, spec in models.items() if spec.get("role") == "cloud"]
+    trained = [name for name in clouds if "run" not in models[name]] if len(clouds) > 1 else []
+    return tuple(name for name, spec in models.items() if spec.get("compatible") is False), next(iter(trained), None)
 
 
 def _gallery(file: Path, dim: int) -> npt.NDArray[np.float32]:

@@ -75,7 +75,7 @@ def quantise_recipe(folder: Path, model: str, settings: Settings) -> Recipe:
         "checkpoint_every": 25,
         "optimiser": {**old.get("optimiser", {}), "learning_rate": settings.learning_rate, "weight_decay": 0.0},
         "losses": _LOSSES,
-        "models": {run.cloud.name: {"role": "cloud", "run": here}, model: edge},
+        "models": {run.newest.name: {"role": "cloud", "run": here}, model: edge},
     }
     return parse_recipe(content, file, f"fine-tuning {model!r} of {folder}")
 

@@ -105,7 +105,7 @@ def _with_founder(content: dict[str, Any], base: Path, where: str) -> dict[str, 
             continue
         folder = base / model[named]
         run = read_run(folder)
-        record = (run.cloud if named == "run" else run.choose((name,))[0]).record
+        record = (run.newest if named == "run" else run.choose((name,))[0]).record
         found = {
             "family": record.family,
             "dim": record.dim,

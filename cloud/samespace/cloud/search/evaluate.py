@@ -92,7 +92,7 @@ def collect_pictures(search: Search, recipe: Recipe, data: TrainingData, founder
         founder: the cloud model.
     """
     preprocess, cloud = recipe.models["supernet"].preprocess, recipe.models[recipe.cloud].preprocess
-    network = founder.run.cloud.build()
+    network = founder.model.build()
     seed = search.supernet.seed
     rng = np.random.default_rng(derive(seed, "proxy"))
     chosen = rng.permutation(len(data.labels))[: search.proxy.pictures]

@@ -40,8 +40,8 @@ def write_report(
 ) -> dict[str, Any]:
     """Write the report and return it; shares are 0-1, recall@1."""
     good = [one for one in candidates if one.error is None]
-    record = founder.run.cloud.record
-    partner = count(founder.run.cloud.build(), record.preprocess.size)
+    record = founder.model.record
+    partner = count(founder.model.build(), record.preprocess.size)
     known = {one.key: one for one in candidates}
     ranked = [(memo.proxies[one.key], one.m_qg) for one in good if memo.proxies.get(one.key) is not None]
     report = {
@@ -102,7 +102,7 @@ def _winner(one: Finalist, partner_macs: int) -> dict[str, Any]:
 
 def _retrained(finalists: Sequence[Finalist], founder: Founder, runs: Mapping[int, TrainedRun]) -> dict[str, Any]:
     """Winner -> split -> cells, one value a seed, and their means."""
-    cloud = founder.run.cloud.name
+    cloud = founder.model.name
     found: dict[str, Any] = {}
     for one in finalists if runs else ():
         found[one.name] = {}

@@ -129,7 +129,7 @@ def _belongs_to(settings: Search, data_sha256: str, fingerprint: str, weights: P
                 data_sha256,
                 fingerprint,
                 digest(weights.read_bytes()),
-                founder.run.cloud.record.model_id,
+                founder.model.record.model_id,
             ]
         )
     )

@@ -18,22 +18,24 @@ from samespace.cloud.losses.lce import class_centres
 from samespace.cloud.recipe import Recipe
 from samespace.cloud.training.data import TrainingData
 from samespace.cloud.training.tier import Observed, Tier
-from samespace.export.run import Run, read_run
+from samespace.export.run import Run, RunModel, read_run
 from samespace.sdk.errors import ConfigError, IntegrityError
 
 __all__ = ["Founder", "partner_of", "read_founder", "read_head", "supply_gallery", "take_over"]
 
 
 class Founder(NamedTuple):
-    """The cloud model of a finished run.
+    """The cloud model of a finished run: the one that founded its space, or of an upgrade its successor.
 
     Attributes:
         run: read and verified.
+        model: the model.
         head: ``(classes, dim)`` its class weights.
         classes: names of the rows.
     """
 
     run: Run
+    model: RunModel
     head: Tensor
     classes: tuple[str, ...]
 
@@ -48,11 +50,11 @@ def read_founder(recipe: Recipe) -> Founder | None:
     if spec.run is None:
         return None
     run = read_run(spec.run)
-    if run.cloud.record.weights_sha256 != spec.weights_sha256:
+    if run.newest.record.weights_sha256 != spec.weights_sha256:
         raise IntegrityError(
             f"{spec.run}: its cloud model is not the one that this run was started with; put that run back, or train anew"
         )
-    return Founder(run, *read_head(spec.run, run.cloud.name))
+    return Founder(run, run.newest, *read_head(spec.run, run.newest.name))
 
 
 def read_head(run: Path, name: str) -> tuple[Tensor, tuple[str, ...]]:
@@ -93,7 +95,7 @@ def take_over(tier: Tier, founder: Founder, recipe: Recipe, data: TrainingData) 
             f"models.{tier.name}: the run {founder.run.path} learnt other classes than this recipe's data has "
             f"(for example {', '.join(only)}): its head cannot teach them; use the same data and split"
         )
-    tier.model.load_state_dict(founder.run.cloud.build().state_dict())
+    tier.model.load_state_dict(founder.model.build().state_dict())
     head = torch.stack([founder.head[known[name]] if name in known else torch.zeros(spec.dim) for name in names])
     if unknown := [number for number, name in enumerate(names) if name not in known]:
         head[unknown] = _prototypes(tier, recipe, data, unknown)

@@ -29,9 +29,12 @@ from samespace.sdk.cli.progress import progress
 from samespace.sdk.files import atomic_directory, atomic_write
 from samespace.sdk.identity import ModelRecord, SpaceRecord, digest
 from samespace.sdk.prefix import comparable
+from samespace.sdk.preprocess import Preprocess
 
 __all__ = ["TrainedRun", "read_results", "write_results"]
 
+#: Name of the model that founded the space, where the recipe has it no longer: one that no model of a recipe can have.
+FOUNDER = "space.founder"
 #: Pictures of unseen classes that travel with every bundle.
 PROBES = 128
 #: Pixels of a probe's longer edge, at most (or four times the largest model's input, where that is more).
@@ -90,18 +93,24 @@ def write_results(
     cloud = records[recipe.cloud]
     space = founder.run.space if founder else SpaceRecord(name=recipe.name, founder_model_id=cloud.model_id, dim=cloud.dim)
     atomic_write(directory.space, space.model_dump_json(indent=2) + "\n")
-    encoder = _Encoder(recipe, data, {name: tier.model for name, tier in tiers.items()})
+    networks = {name: (tier.model, recipe.models[name].preprocess) for name, tier in tiers.items()}
+    gallery = recipe.cloud
+    if founder and founder.model != founder.run.cloud:
+        # The space is older than the model that this run begins from, and bundles are judged in its founder's gallery.
+        gallery, first = FOUNDER, founder.run.cloud
+        _write_record(FOUNDER, first.record, first.weights, directory)
+        networks[FOUNDER] = first.build(), first.record.preprocess
+    encoder = _Encoder(data, networks)
     encoder.prepare(data.split)
-    _write_probes(recipe, data, encoder, directory)
-    _write_calibration(recipe, data, encoder, directory)
+    _write_probes(recipe, data, encoder, gallery, directory)
+    _write_calibration(data, encoder, gallery, directory)
     if costs := quantised_costs(recipe, data, {name: tier.model for name, tier in tiers.items()}, encoder):
         atomic_write(directory.quantisation, json.dumps(costs, indent=2, allow_nan=False) + "\n")
     _write_embeddings(recipe, data, encoder, directory)
     matrix, scores = _measure_all(recipe, data, encoder)
     atomic_write(directory.queries, safetensors.numpy.save(scores))
-    atomic_write(
-        directory.items, json.dumps(described(data, recipe.models[recipe.cloud].preprocess), ensure_ascii=False) + "\n"
-    )
+    items = described(data, recipe.models[recipe.cloud].preprocess)
+    atomic_write(directory.items, json.dumps(items, ensure_ascii=False) + "\n")
     ids = {name: record.model_id for name, record in records.items()}
     cells = [{**cell.as_json(), "query_model_id": ids[cell.query], "gallery_model_id": ids[cell.gallery]} for cell in matrix]
     atomic_write(directory.matrices, json.dumps(cells, indent=2, allow_nan=False) + "\n")
@@ -123,8 +132,8 @@ def read_results(recipe: Recipe, directory: RunDirectory) -> TrainedRun | None:
 class _Encoder:
     """Embeddings of pictures by name of the model; each picture is embedded once."""
 
-    def __init__(self, recipe: Recipe, data: TrainingData, models: Mapping[str, nn.Module]) -> None:
-        self._recipe, self._data, self._models = recipe, data, models
+    def __init__(self, data: TrainingData, models: Mapping[str, tuple[nn.Module, Preprocess]]) -> None:
+        self._data, self._models = data, models
         self._rows: dict[str, dict[int, npt.NDArray[np.float32]]] = {name: {} for name in models}
 
     def prepare(self, split: Split) -> None:
@@ -139,21 +148,25 @@ class _Encoder:
     def __call__(self, name: str, indices: Sequence[int]) -> npt.NDArray[np.float32]:
         known = self._rows[name]
         if missing := [index for index in dict.fromkeys(indices) if index not in known]:
-            preprocess = self._recipe.models[name].preprocess
-            rows = embed(self._models[name], self._data.prepared(missing, preprocess), preprocess)
+            model, preprocess = self._models[name]
+            rows = embed(model, self._data.prepared(missing, preprocess), preprocess)
             known.update(zip(missing, rows, strict=True))
         return np.stack([known[index] for index in indices])
 
 
 def _write_model(recipe: Recipe, name: str, tier: Tier, directory: RunDirectory, founder: Founder | None) -> ModelRecord:
     if founder and name == recipe.cloud:
-        record, weights = founder.run.cloud.record, founder.run.cloud.weights
+        record, weights = founder.model.record, founder.model.weights
     else:
         weights = _safetensors(tier.model.state_dict())
         record = _record(recipe, name, weights)
+    _write_record(name, record, weights, directory)
+    return record
+
+
+def _write_record(name: str, record: ModelRecord, weights: bytes, directory: RunDirectory) -> None:
     atomic_write(directory.models / f"{name}.safetensors", weights)
     atomic_write(directory.models / f"{name}.json", record.model_dump_json(indent=2) + "\n")
-    return record
 
 
 def _record(recipe: Recipe, name: str, weights: bytes) -> ModelRecord:
@@ -169,7 +182,7 @@ def _record(recipe: Recipe, name: str, weights: bytes) -> ModelRecord:
     )
 
 
-def _write_probes(recipe: Recipe, data: TrainingData, encoder: _Encoder, directory: RunDirectory) -> None:
+def _write_probes(recipe: Recipe, data: TrainingData, encoder: _Encoder, founder: str, directory: RunDirectory) -> None:
     items, split = data.images.items, data.split
     chosen = data.shuffled(split.test_query)[:PROBES]
     labels = {items[index].label for index in chosen}
@@ -184,18 +197,18 @@ def _write_probes(recipe: Recipe, data: TrainingData, encoder: _Encoder, directo
         for number, index in enumerate(chosen):
             (folder / "images" / f"{number:03d}.png").write_bytes(_probe(data.images.encoded(index), largest))
         (folder / "probes.json").write_text(_labels(data, chosen))
-        embeddings = {"embeddings": encoder(recipe.cloud, gallery)}
+        embeddings = {"embeddings": encoder(founder, gallery)}
         (folder / "gallery.safetensors").write_bytes(safetensors.numpy.save(embeddings))
         (folder / "gallery.json").write_text(_labels(data, gallery))
 
 
-def _write_calibration(recipe: Recipe, data: TrainingData, encoder: _Encoder, directory: RunDirectory) -> None:
+def _write_calibration(data: TrainingData, encoder: _Encoder, founder: str, directory: RunDirectory) -> None:
     """Training pictures for quantisation, at source size, since each model of the run prepares them for itself."""
     row_of = {index: row for row, index in enumerate(data.split.train)}
     chosen = data.calibration()
     tensors = {
         "pictures": np.ascontiguousarray(data.pictures[[row_of[index] for index in chosen]]),
-        "cloud": encoder(recipe.cloud, chosen),
+        "cloud": encoder(founder, chosen),
     }
     with atomic_directory(directory.calibration) as folder:
         (folder / "pictures.safetensors").write_bytes(safetensors.numpy.save(tensors))

@@ -45,12 +45,12 @@ def read_teachers(folders: Sequence[Path], classes: tuple[str, ...], device: tor
     teachers = []
     for folder in folders:
         run = read_run(folder)
-        head, learnt = read_head(folder, run.cloud.name)
+        head, learnt = read_head(folder, run.newest.name)
         if learnt != classes:
             raise ConfigError(f"teachers: the run {folder} learnt other classes than this recipe's data has; use the same data")
         scale = load_recipe(folder / "recipe.toml", "full").softmax.scale
-        model = run.cloud.build().requires_grad_(False).to(device)
-        teachers.append(Teacher(model, F.normalize(head, dim=1).to(device), scale, run.cloud.record.preprocess))
+        model = run.newest.build().requires_grad_(False).to(device)
+        teachers.append(Teacher(model, F.normalize(head, dim=1).to(device), scale, run.newest.record.preprocess))
     return tuple(teachers)
 
 

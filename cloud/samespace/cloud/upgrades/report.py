@@ -209,7 +209,7 @@ class UpgradeReport(_Part):
 
 
 def read_report(data: bytes, name: str = "the report") -> UpgradeReport:
-    """The report in JSON bytes that :meth:`UpgradeReport.model_dump_json` gave.
+    """The report in JSON bytes: what ``samespace report --json`` wrote, or the report alone.
 
     Raises:
         FormatVersionError: a newer samespace wrote it.
@@ -217,6 +217,7 @@ def read_report(data: bytes, name: str = "the report") -> UpgradeReport:
     """
     try:
         content = json.loads(data)
+        content = content.get("report", content) if isinstance(content, dict) else content
         version = content.get("version") if isinstance(content, dict) else None
         if isinstance(version, int) and version > REPORT_VERSION:
             raise FormatVersionError(f"{name}: is of version {version}; install a newer samespace to read it")

@@ -1,4 +1,4 @@
-"""Reports and verdicts as one page: no script, no font, no picture from elsewhere; it opens from a disk and travels by mail.
+"""Reports and verdicts as one page (:mod:`samespace.sdk.page`).
 
 All text goes through :func:`html.escape`, and pictures are data URIs that the report has checked: it may come from a stranger.
 """
@@ -9,13 +9,13 @@ import math
 from collections.abc import Sequence
 from html import escape
 from importlib.metadata import version
-from string import Template
 
 from samespace.sdk.check.gate import Gate, Outcome, Verdict, worst_outcome
 from samespace.sdk.check.matrix import Matrix, counted
 from samespace.sdk.check.matrix_render import matrix_html
 from samespace.sdk.check.render import HEADINGS, foot, rows, title
 from samespace.sdk.check.report import Case, CompatibilityReport, Found
+from samespace.sdk.page import document, outcome_html, table_html
 
 __all__ = ["page"]
 
@@ -23,49 +23,6 @@ _SAID: dict[Outcome, str] = {"pass": "passed", "fail": "failed", "inconclusive":
 
 #: Of the plot, in pixels, and the cosine distance at its lower edge: below, float32 itself ends.
 _WIDTH, _HEIGHT, _LOWEST = 640, 150, 1e-7
-
-_PAGE = Template("""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>$title</title>
-<style>
-  :root { color-scheme: light dark; --ground: #fff; --ink: #1b1f24; --soft: #59636e; --line: #d6dbe1; --panel: #f5f7f9;
-    --pass: #1a7f37; --fail: #c62828; --inconclusive: #9a6700; }
-  @media (prefers-color-scheme: dark) { :root { --ground: #111418; --ink: #e6e9ec; --soft: #9aa4ae; --line: #333a42;
-    --panel: #1a1f25; --pass: #4ac26b; --fail: #ff7b72; --inconclusive: #d6a02a; } }
-  * { box-sizing: border-box; }
-  body { background: var(--ground); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto;
-    max-width: 72rem; padding: 0 1.25rem; }
-  h1 { font-size: 1.6rem; margin: 0 0 .3rem; } h2 { font-size: 1.2rem; margin: 0; }
-  h3 { font-size: 1rem; margin: 1.6rem 0 .5rem; }
-  .pass { color: var(--pass); } .fail { color: var(--fail); } .inconclusive { color: var(--inconclusive); }
-  .soft { color: var(--soft); } .scroll { overflow-x: auto; } code { font-size: .88em; overflow-wrap: anywhere; }
-  table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; width: 100%; }
-  th, td { border-bottom: 1px solid var(--line); padding: .3rem .6rem .3rem 0; text-align: left; vertical-align: top; }
-  td.number { white-space: nowrap; } tr.first td { border-top: 2px solid var(--line); }
-  section { border: 1px solid var(--line); border-left: 5px solid; border-radius: 8px; margin: 1.5rem 0;
-    padding: 1rem 1.25rem; }
-  section.pass { border-left-color: var(--pass); } section.fail { border-left-color: var(--fail); }
-  section.inconclusive { border-left-color: var(--inconclusive); } section > * { color: var(--ink); }
-  .outcome { font-weight: 650; text-transform: uppercase; font-size: .8rem; letter-spacing: .03em; white-space: nowrap; }
-  .box { background: var(--panel); border-radius: 6px; margin: .5rem 0; padding: .7rem 1rem; } .box p { margin: .15rem 0; }
-  .cases { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); }
-  figure { background: var(--panel); border-radius: 6px; margin: 0; padding: .8rem; }
-  figure .pictures { display: flex; gap: .6rem; } figure .pictures div { font-size: .75rem; color: var(--soft); }
-  figure img { background: #888; border-radius: 4px; display: block; height: 96px; image-rendering: pixelated; width: 96px;
-    object-fit: contain; }
-  figcaption { margin-top: .5rem; font-size: .85rem; } figure table { font-size: .8rem; margin-top: .4rem; }
-  svg { display: block; max-width: 100%; height: auto; } svg text { fill: var(--soft); font: 11px system-ui, sans-serif; }
-  footer { color: var(--soft); font-size: .82rem; margin-top: 2rem; }
-</style>
-<h1>$heading</h1>
-<p class="soft">$about</p>
-$overview
-$checks
-<footer>Written by samespace $version. The numbers behind it are what <code>--json</code> writes.</footer>
-""")
 
 
 def page(
@@ -85,15 +42,16 @@ def page(
     counts = f"{passed} of {len(checks)} checks passed" if matrix is None else counted(matrix.cells)
     bundles = ", ".join(dict.fromkeys(r.bundle for r in reports)) if matrix is None else matrix.bundle
     limits = gates or [Gate.of(report) for report in reports]
-    return _PAGE.substitute(
-        title=escape(f"{outcome}: {models}"),
+    listed = "\n".join(
+        _check(at, report, verdict, gate) for at, ((report, verdict), gate) in enumerate(zip(checks, limits, strict=True))
+    )
+    overview = _overview(checks) if matrix is None else matrix_html(matrix)
+    return document(
+        title=f"{outcome}: {models}",
         heading=f'{escape(models)}: <span class="{outcome}">{_SAID[outcome]}</span>',
-        about=escape(f"{counts}. Bundle {bundles}"),
-        overview=_overview(checks) if matrix is None else matrix_html(matrix),
-        checks="\n".join(
-            _check(at, report, verdict, gate) for at, ((report, verdict), gate) in enumerate(zip(checks, limits, strict=True))
-        ),
-        version=escape(reports[0].samespace if reports else version("samespace")),
+        about=f"{counts}. Bundle {bundles}",
+        body=f"{overview}\n{listed}",
+        version=reports[0].samespace if reports else version("samespace"),
     )
 
 
@@ -104,7 +62,7 @@ def _overview(checks: Sequence[tuple[CompatibilityReport, Verdict]]) -> str:
         recall = None if retrieval is None else retrieval.recall.get(1)
         cells = [
             f'<a href="#check-{at}">{escape(report.title)}</a>',
-            _outcome(verdict.outcome),
+            outcome_html(verdict.outcome),
             "-" if report.tensor is None else f"{report.tensor.exact} of {report.tensor.n}",
             "-" if embedding is None else f"{embedding.worst_cosine:.6f}",
             "-" if retrieval is None else escape(retrieval.overlap.text()),
@@ -123,17 +81,17 @@ def _overview(checks: Sequence[tuple[CompatibilityReport, Verdict]]) -> str:
         "R@1 less the reference's",
         "diagnosis",
     )
-    return _table(heads, lines)
+    return table_html(heads, lines)
 
 
 def _check(at: int, report: CompatibilityReport, verdict: Verdict, gate: Gate) -> str:
     heading, *about = title(report)
     findings = "".join(
-        f"<tr><td>{_outcome(finding.outcome)}</td><td>{escape(finding.check)}</td><td>{escape(finding.message)}</td></tr>"
+        f"<tr><td>{outcome_html(finding.outcome)}</td><td>{escape(finding.check)}</td><td>{escape(finding.message)}</td></tr>"
         for finding in verdict.findings
     )
     parts = [
-        f"<h2>{escape(heading)}: {_outcome(verdict.outcome)}</h2>",
+        f"<h2>{escape(heading)}: {outcome_html(verdict.outcome)}</h2>",
         *(f'<div class="soft"><small>{escape(line)}</small></div>' for line in about),
         _diagnosis(report),
         "<h3>What was judged</h3>",
@@ -169,7 +127,7 @@ def _layers(report: CompatibilityReport) -> str:
         cells = "".join(f"<td{'' if at in (0, 1, 6) else ' class=number'}>{escape(cell)}</td>" for at, cell in enumerate(row))
         lines.append(f"<tr{' class=first' if layer and row.layer != layer else ''}>{cells}</tr>")
         layer = row.layer
-    return _table(HEADINGS, lines)
+    return table_html(HEADINGS, lines)
 
 
 def _plot(report: CompatibilityReport, gate: Gate) -> str:
@@ -219,7 +177,7 @@ def _case(case: Case) -> str:
             f"<tr><td>{rank}</td>{_found(case, case.reference, rank)}{_found(case, case.device, rank)}</tr>"
             for rank in range(1, max(len(case.reference), len(case.device)) + 1)
         ]
-        found = _table(("", "the reference found", "the device found"), lines)
+        found = table_html(("", "the reference found", "the device found"), lines)
     why = escape("; ".join(case.why))
     caption = f"<b>{escape(' · '.join(numbers))}</b><br>{why}"
     return f'<figure><div class="pictures">{pictures}</div><figcaption>{caption}</figcaption>{found}</figure>'
@@ -233,12 +191,3 @@ def _found(case: Case, items: Sequence[Found], rank: int) -> str:
     mark = {"pass": "✓ ", "fail": "✗ ", "": ""}[kind]
     text = f"item {item.item}" if item.label is None else item.label
     return f'<td><span class="{kind}">{mark}{escape(text)}</span> <span class="soft">{item.score:.3f}</span></td>'
-
-
-def _table(heads: Sequence[str], lines: Sequence[str]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
-    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
-
-
-def _outcome(outcome: Outcome) -> str:
-    return f'<span class="outcome {outcome}">{outcome}</span>'

@@ -26,6 +26,7 @@ COMMANDS = {
     "check": "Prove that a bundle's artifacts give the embeddings the gallery expects.",
     "devices": "Install what emulated devices need, and see whether it is good.",
     "bisect": "Name the first operation of an artifact that computes something else.",
+    "report": "Judge an upgrade: what it finds in the old gallery, and what it breaks.",
     "gallery": "Serve a gallery, add images to it, search it.",
     "keys": "Make and trust the keys that sign bundles.",
 }
