@@ -93,6 +93,11 @@ def records_of(results: dict[str, dict[str, Any]], common: dict[str, Any]) -> li
         followed = [growth.growth_of(point) for point in points]
         checked = growth.check(followed)
         worst = max((c["error"] for c in checked.values()), default=0.0)
+        off = [
+            f"{name} is {c['measured'] / c['predicted']:.1f} times what it says"
+            for name, c in checked.items()
+            if c["error"] > 0.25
+        ]
         records.append(
             EvidenceRecord(
                 id="gallery-growth",
@@ -103,7 +108,7 @@ def records_of(results: dict[str, dict[str, Any]], common: dict[str, Any]) -> li
                 ci95=None,
                 n=len(points),
                 holds=bool(checked) and worst <= 0.25,
-                reason="" if checked and worst <= 0.25 else "the model is too simple" if checked else "fewer than three points",
+                reason="the model is too simple: " + "; ".join(off) if off else "" if checked else "fewer than three points",
                 **common,
             )
         )  # fmt: skip
