@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -32,9 +32,12 @@ from samespace.sdk.metrics import (
 )
 from samespace.sdk.prefix import comparable
 
-__all__ = ["Generation", "Pictures", "measure_chain"]
+__all__ = ["Compare", "Generation", "Pictures", "as_they_are", "measure_chain"]
 
 METRICS: tuple[Metric, ...] = ("recall@1", "map")
+
+
+Rows = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +51,12 @@ class Generation:
 
     name: str
     model_id: str
-    query: npt.NDArray[np.float32]
-    gallery: npt.NDArray[np.float32]
+    query: Rows
+    gallery: Rows
+
+
+#: Queries of the first, gallery of the second, as rows of one width.
+Compare = Callable[[Generation, Generation], tuple[Rows, Rows]]
 
 
 @dataclass(frozen=True)
@@ -65,8 +72,17 @@ class Pictures:
     gallery: Sequence[str]
 
 
+def as_they_are(query: Generation, gallery: Generation) -> tuple[Rows, Rows]:
+    """Without an adapter: on the first coordinates that both have."""
+    return comparable(query.query, gallery.gallery)
+
+
 def measure_chain(
-    generations: Sequence[Generation], pictures: Pictures, control: Generation | None = None, reproduce: str = ""
+    generations: Sequence[Generation],
+    pictures: Pictures,
+    control: Generation | None = None,
+    reproduce: str = "",
+    compare: Compare = as_they_are,
 ) -> UpgradeReport:
     """All that a report says; the last two generations are the upgrade.
 
@@ -74,6 +90,7 @@ def measure_chain(
         generations: oldest first, at least two.
         control: the newest model trained without a compatibility term.
         reproduce: command that measures it again.
+        compare: how queries of one generation are compared with the gallery of another; adapters come in here.
 
     Raises:
         DataError: fewer than two generations, or embeddings that do not belong to the pictures.
@@ -83,7 +100,7 @@ def measure_chain(
     cells, found = [], {}
     for q, query in enumerate(generations):
         for g, gallery in enumerate(generations):
-            cell, found[q, g] = _measured(q, g, query, gallery, pictures)
+            cell, found[q, g] = _measured(q, g, compare(query, gallery), pictures)
             cells.append(cell)
     last = len(generations) - 1
     before, after = generations[-2], generations[-1]
@@ -105,7 +122,8 @@ def measure_chain(
         reproduce=reproduce,
     )
     tables: dict[Metric, npt.NDArray[np.float64]] = {metric: np.asarray(report.table(metric)) for metric in METRICS}
-    thresholds = _thresholds(before, after, pictures)
+    same, across = compare(before, before), compare(after, before)
+    thresholds = _thresholds(same, across, pictures)
     more = {
         "compatibility": {metric: average_compatibility(table) for metric, table in tables.items()},
         "accuracy": {metric: average_accuracy(table) for metric, table in tables.items()},
@@ -113,10 +131,10 @@ def measure_chain(
     }
     if thresholds is not None and len(pictures.gallery) > 1:
         labels = pictures.queries["class"], pictures.gallery
-        more["groups"] = group_transfer(before.query, after.query, before.gallery, after.gallery, *labels, thresholds.threshold)
+        more["groups"] = group_transfer(same, across, after.gallery, *labels, thresholds.threshold)
     if control is not None:
-        own, _ = _measured(last, last, control, control, pictures)
-        old, _ = _measured(last, last - 1, control, before, pictures)
+        own, _ = _measured(last, last, as_they_are(control, control), pictures)
+        old, _ = _measured(last, last - 1, as_they_are(control, before), pictures)
         more["control"] = Control(model_id=control.model_id, own=own, old=old)
         gains = {metric: update_gain(table[-2, -2], table[-1, -2], own.of(metric).value) for metric, table in tables.items()}
         more["gain"] = {metric: gain for metric, gain in gains.items() if gain is not None}
@@ -124,8 +142,8 @@ def measure_chain(
     return report.model_copy(update=more)
 
 
-def _measured(q: int, g: int, query: Generation, gallery: Generation, pictures: Pictures) -> tuple[Cell, Found]:
-    sides = (*comparable(query.query, gallery.gallery), list(pictures.queries["class"]), list(pictures.gallery))
+def _measured(q: int, g: int, rows: tuple[Rows, Rows], pictures: Pictures) -> tuple[Cell, Found]:
+    sides = (*rows, list(pictures.queries["class"]), list(pictures.gallery))
     first, precision = recall_at_k(*sides, k=1), average_precision(*sides)
     cell = Cell(query=q, gallery=g, recall1=bootstrap_mean(first), map=bootstrap_mean(precision))
     # Six digits tell any two rankings of a real gallery apart, and halve the file.
@@ -133,10 +151,10 @@ def _measured(q: int, g: int, query: Generation, gallery: Generation, pictures: 
     return cell, outcome
 
 
-def _thresholds(before: Generation, after: Generation, pictures: Pictures) -> ThresholdTransfer | None:
+def _thresholds(same: tuple[Rows, Rows], across: tuple[Rows, Rows], pictures: Pictures) -> ThresholdTransfer | None:
     """None where the pictures are too few for the rate."""
     try:
-        return threshold_transfer(before.query, after.query, before.gallery, pictures.queries["class"], pictures.gallery, FAR)
+        return threshold_transfer(same, across, pictures.queries["class"], pictures.gallery, FAR)
     except DataError as error:
         if "impostor" not in str(error):
             raise

@@ -10,7 +10,6 @@ import numpy.typing as npt
 from samespace.cloud.upgrades.report import GroupTransfer, ThresholdTransfer
 from samespace.sdk.errors import DataError
 from samespace.sdk.metrics import Estimate, adjusted_rand_index, bootstrap_mean, pair_scores, threshold_at_far
-from samespace.sdk.prefix import comparable
 
 __all__ = ["FAR", "form_groups", "group_transfer", "threshold_transfer"]
 
@@ -23,9 +22,8 @@ Rows = npt.NDArray[np.float32]
 
 
 def threshold_transfer(
-    old_query: Rows,
-    new_query: Rows,
-    old_gallery: Rows,
+    same: tuple[Rows, Rows],
+    across: tuple[Rows, Rows],
     query_labels: Sequence[str],
     gallery_labels: Sequence[str],
     far: float = FAR,
@@ -33,33 +31,31 @@ def threshold_transfer(
     """TAR and FAR at the old threshold, with old and new queries in the old gallery.
 
     Args:
-        old_query: ``(n, d)`` unit-norm, by the old model.
-        new_query: ``(n, d')`` the same pictures by the new one; compared on the coordinates that both have.
-        old_gallery: ``(m, d)`` by the old model.
+        same: ``(n, d)`` queries and ``(m, d)`` gallery by the old model, unit-norm.
+        across: ``(n, d')`` the same queries by the new model, and ``(m, d')`` the old gallery as they are compared with it.
         far: false accept rate, 0 < far < 1; intervals are over queries.
 
     Raises:
         DataError: fewer than ``1 / far`` pairs that do not belong together.
     """
-    before, same = pair_scores(old_query, old_gallery, list(query_labels), list(gallery_labels))
-    after, _ = pair_scores(*comparable(new_query, old_gallery), list(query_labels), list(gallery_labels))
-    threshold, advised = threshold_at_far(before[~same], far), threshold_at_far(after[~same], far)
+    before, genuine = pair_scores(*same, list(query_labels), list(gallery_labels))
+    after, _ = pair_scores(*across, list(query_labels), list(gallery_labels))
+    threshold, advised = threshold_at_far(before[~genuine], far), threshold_at_far(after[~genuine], far)
     return ThresholdTransfer(
         far=far,
         threshold=threshold,
-        tar_old=_accepted(before, same, threshold),
-        far_old=_accepted(before, ~same, threshold),
-        tar_new=_accepted(after, same, threshold),
-        far_new=_accepted(after, ~same, threshold),
+        tar_old=_accepted(before, genuine, threshold),
+        far_old=_accepted(before, ~genuine, threshold),
+        tar_new=_accepted(after, genuine, threshold),
+        far_new=_accepted(after, ~genuine, threshold),
         advised=advised,
-        tar_advised=_accepted(after, same, advised),
+        tar_advised=_accepted(after, genuine, advised),
     )
 
 
 def group_transfer(
-    old_query: Rows,
-    new_query: Rows,
-    old_gallery: Rows,
+    same: tuple[Rows, Rows],
+    across: tuple[Rows, Rows],
     new_gallery: Rows,
     query_labels: Sequence[str],
     gallery_labels: Sequence[str],
@@ -68,15 +64,17 @@ def group_transfer(
     """Group the gallery by the old and by the new model, and put new photos to yesterday's groups by either's queries.
 
     Args:
-        old_query, old_gallery: ``(n, d)`` and ``(m, d)`` unit-norm, by the old model.
-        new_query, new_gallery: ``(n, d')`` and ``(m, d')`` by the new one.
+        same, across: as :func:`threshold_transfer`.
+        new_gallery: ``(m, d'')`` the gallery by the new model.
         threshold: cosine at which the old model joins.
     """
     kept = slice(GROUPED_MOST)
     labels = np.asarray(gallery_labels[kept])
-    before, after = form_groups(old_gallery[kept], threshold), form_groups(new_gallery[kept], threshold)
-    centres, names = _centres(old_gallery[kept], before, labels)
-    wrong = [_misplaced(rows, query_labels, centres, names, threshold) for rows in (old_query, new_query)]
+    before, after = form_groups(same[1][kept], threshold), form_groups(new_gallery[kept], threshold)
+    wrong = [
+        _misplaced(query, query_labels, *_centres(gallery[kept], before, labels), threshold)
+        for query, gallery in (same, across)
+    ]
     return GroupTransfer(
         items=len(labels),
         groups_old=int(before.max()) + 1,
@@ -139,8 +137,7 @@ def _misplaced(
     queries: Rows, labels: Sequence[str], centres: Rows, names: Sequence[str], threshold: float
 ) -> npt.NDArray[np.float64]:
     """``(n,)`` 1 where a photo goes to a group of another class, or to none although its class was there."""
-    rows, columns = comparable(queries, centres)
-    scores = rows @ columns.T
+    scores = queries @ centres.T
     nearest, joins = scores.argmax(axis=1), scores.max(axis=1) >= threshold
     found = [names[group] if joined else None for group, joined in zip(nearest, joins, strict=True)]
     # A photo of a class that has no group is right to join none.

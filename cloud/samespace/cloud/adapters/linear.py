@@ -1,0 +1,77 @@
+"""Affine maps in closed form: ridge regression, and the best one of a low rank."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from samespace.sdk.errors import ConfigError, DataError, EmbeddingError
+
+__all__ = ["fit_low_rank", "fit_ridge"]
+
+Rows = npt.NDArray[np.floating]
+Affine = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+
+
+def fit_ridge(source: Rows, target: Rows, penalty: float = 1e-3) -> Affine:
+    """``argmin_{W, b} mean ||x W + b - y||^2 + penalty * mean var(x) * ||W||^2``.
+
+    The intercept is not penalised. The penalty is relative to the mean variance of a coordinate, so that it means the same
+    whatever the dimension (Hoerl & Kennard, "Ridge regression", Technometrics 12, 1970).
+
+    Args:
+        source: ``(n, d)`` embeddings to be mapped, n >= 2.
+        target: ``(n, d')`` embeddings of the same items by the other model.
+        penalty: > 0.
+
+    Returns:
+        W ``(d, d')`` and b ``(d',)``, float64.
+
+    Raises:
+        DataError: shapes that do not fit. EmbeddingError: NaN or infinite values. ConfigError: a penalty that is not positive.
+    """
+    x, y = _checked(source, target)
+    if not penalty > 0:
+        raise ConfigError(f"penalty={penalty} must be above 0")
+    mean_x, mean_y = x.mean(0), y.mean(0)
+    x, y = x - mean_x, y - mean_y
+    covariance = x.T @ x / len(x)
+    damping = penalty * max(float(np.trace(covariance)) / len(covariance), 1e-12)
+    weight = np.linalg.solve(covariance + damping * np.eye(len(covariance)), x.T @ y / len(x))
+    return weight, mean_y - mean_x @ weight
+
+
+def fit_low_rank(source: Rows, target: Rows, rank: int, penalty: float = 1e-3) -> Affine:
+    """The same with W of at most this rank: ridge, then projected on the leading directions of what it predicts.
+
+    For squared errors that is the optimum (reduced-rank regression, Izenman, J. Multivariate Analysis 5, 1975). As in
+    Drift-Adapter's low-rank affine map, two thin matrices do the work of a large one.
+
+    Args:
+        rank: 1 to min(d, d').
+
+    Raises:
+        ConfigError: rank out of range. Else as :func:`fit_ridge`.
+    """
+    x, y = _checked(source, target)
+    most = min(x.shape[1], y.shape[1])
+    if not 1 <= rank <= most:
+        raise ConfigError(f"rank={rank} must be between 1 and {most}")
+    weight, _ = fit_ridge(x, y, penalty)
+    predicted = (x - x.mean(0)) @ weight
+    _, _, directions = np.linalg.svd(predicted, full_matrices=False)
+    kept = directions[:rank].T
+    weight = weight @ kept @ kept.T
+    return weight, y.mean(0) - x.mean(0) @ weight
+
+
+def _checked(source: Rows, target: Rows) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    if source.ndim != 2 or target.ndim != 2 or len(source) != len(target) or len(source) < 2:
+        raise DataError(
+            "an affine map needs two arrays (n, d) and (n, d') with n at least 2, row i of both for the same item; "
+            f"got {source.shape} and {target.shape}"
+        )
+    x, y = source.astype(np.float64), target.astype(np.float64)
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise EmbeddingError("the embeddings hold NaN or infinite values; embed the items again")
+    return x, y
