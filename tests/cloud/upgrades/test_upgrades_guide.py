@@ -34,6 +34,8 @@ def test_the_guide_runs(recipe_content: Callable[..., dict[str, Any]], tmp_path:
         tmp_path / "new.npz",
         embeddings=safetensors.numpy.load_file(runs / "mugs-alone/embeddings/cloud.safetensors")["query"],
     )
+    (settings,) = re.findall(r"^```toml\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
+    (tmp_path / "fleet.toml").write_text(settings)
     bin_folder = str(Path(sys.executable).parent)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": bin_folder + os.pathsep + os.environ["PATH"]}
     blocks = re.findall(r"^```bash\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)

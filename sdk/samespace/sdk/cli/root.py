@@ -28,6 +28,7 @@ COMMANDS = {
     "bisect": "Name the first operation of an artifact that computes something else.",
     "report": "Judge an upgrade: what it finds in the old gallery, and what it breaks.",
     "adapters": "Map one model's embeddings to another's, when nobody can retrain.",
+    "rollout": "Propose gallery model, adapters and backfill for a fleet of devices.",
     "gallery": "Serve a gallery, add images to it, search it.",
     "keys": "Make and trust the keys that sign bundles.",
 }
