@@ -84,6 +84,14 @@ def test_small_slices_are_shown_and_decide_nothing(good: UpgradeReport) -> None:
     assert outcomes_of(verdict)["slices"] == "pass"
 
 
+def test_slices_that_are_all_too_small_are_not_said_to_be_good(good: UpgradeReport) -> None:
+    report = with_outcomes(good, [1] * 40, [1] * 40, source=["phone"] * 20 + ["scanner"] * 20)
+    assert outcomes_of(judge(report))["slices"] == "pass"
+    verdict = judge(report, Bars(slice_least=21))
+    assert outcomes_of(verdict)["slices"] == "inconclusive"
+    assert "none was judged" in verdict.reasons[0]
+
+
 def test_chance_alone_does_not_fail_one_of_a_hundred_slices(good: UpgradeReport) -> None:
     """A hundred slices of which none changed but by luck: at 95 % each, some would look as if they fell."""
     false_alarms = 0

@@ -188,6 +188,9 @@ def _slices(outcomes: Outcomes, each: npt.NDArray[np.float64], bars: Bars) -> tu
 def _sliced(slices: Sequence[Slice], bars: Bars) -> Finding:
     judged = [one for one in slices if one.outcome is not None]
     fallen = sorted((one for one in judged if one.outcome == "fail"), key=lambda one: one.difference.value)
+    if slices and not judged:
+        message = f"no slice has {bars.slice_least} queries or more, so none was judged; collect more, or lower slice_least"
+        return Finding(check="slices", outcome="inconclusive", message=message)
     limit = f"by more than {100 * bars.slice_drop:g} points with {100 * bars.confidence:g} % confidence"
     if not fallen:
         message = f"no slice of {len(judged)} with {bars.slice_least} queries or more falls {limit}"
