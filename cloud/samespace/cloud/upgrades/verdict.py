@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from samespace.cloud.upgrades.report import Metric, Outcomes, UpgradeReport
 from samespace.sdk.check.chance import queries_needed
-from samespace.sdk.check.gate import EXIT_CODES, Outcome, worst_outcome
+from samespace.sdk.check.gate import EXIT_CODES, Outcome, reasons_of, worst_outcome
 from samespace.sdk.errors import ConfigError
 from samespace.sdk.metrics import Estimate, bootstrap_mean, negative_flips, relative_negative_flip_rate
 
@@ -112,8 +112,7 @@ class Verdict(_Part):
     @property
     def reasons(self) -> tuple[str, ...]:
         """Messages of all that did not pass, failures first."""
-        order: tuple[Outcome, ...] = ("fail", "inconclusive")
-        return tuple(finding.message for outcome in order for finding in self.findings if finding.outcome == outcome)
+        return reasons_of(self.findings)
 
 
 def judge(report: UpgradeReport, bars: Bars | None = None) -> Verdict:

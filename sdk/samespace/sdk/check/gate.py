@@ -10,7 +10,7 @@ Mean cosines are reported and never judged: a model may keep a mean of 0.9999 an
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -20,7 +20,7 @@ from samespace.sdk.check.report import CompatibilityReport, EmbeddingLayer, Hits
 from samespace.sdk.errors import ConfigError
 from samespace.sdk.metrics import Estimate, bootstrap_mean
 
-__all__ = ["EXIT_CODES", "Finding", "Gate", "Outcome", "Verdict", "worst_outcome"]
+__all__ = ["EXIT_CODES", "Finding", "Gate", "Judged", "Outcome", "Verdict", "reasons_of", "worst_outcome"]
 
 Outcome = Literal["pass", "fail", "inconclusive"]
 Check = Literal["runs", "probes", "tensor", "cosine", "overlap", "space", "recall", "hard overlap", "hard recall"]
@@ -35,6 +35,22 @@ _MAX_CHANCE = 0.5
 def worst_outcome(outcomes: list[Outcome]) -> Outcome:
     """fail before inconclusive before pass."""
     return "fail" if "fail" in outcomes else "inconclusive" if "inconclusive" in outcomes else "pass"
+
+
+class Judged(Protocol):
+    """One thing that was judged, by whatever check."""
+
+    @property
+    def outcome(self) -> Outcome: ...
+
+    @property
+    def message(self) -> str: ...
+
+
+def reasons_of(findings: Sequence[Judged]) -> tuple[str, ...]:
+    """Messages of all that did not pass, failures first."""
+    order: tuple[Outcome, ...] = ("fail", "inconclusive")
+    return tuple(finding.message for outcome in order for finding in findings if finding.outcome == outcome)
 
 
 class _Part(BaseModel):
@@ -63,8 +79,7 @@ class Verdict(_Part):
     @property
     def reasons(self) -> tuple[str, ...]:
         """Messages of all that did not pass, failures first."""
-        order: tuple[Outcome, ...] = ("fail", "inconclusive")
-        return tuple(finding.message for outcome in order for finding in self.findings if finding.outcome == outcome)
+        return reasons_of(self.findings)
 
 
 class Gate(_Part):
