@@ -9,10 +9,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from samespace.cloud.adapters import pairs
 from samespace.cloud.adapters.linear import fit_low_rank, fit_ridge
 from samespace.cloud.adapters.network import NetworkSettings, fit_network
 from samespace.cloud.adapters.pair import PairSettings, fit_pair
-from samespace.cloud.adapters.procrustes import fit_procrustes
+from samespace.cloud.adapters.procrustes import fit_rotation
 from samespace.cloud.upgrades.measure import Compare, Generation, Pictures, measure_chain
 from samespace.cloud.upgrades.report import UpgradeReport
 from samespace.sdk.adapter import Adapter, AdapterRecord
@@ -26,8 +27,6 @@ Method = Literal["procrustes", "ridge", "low-rank", "network", "pair"]
 #: backward: queries of the new model, for the gallery as it is. forward: the gallery, for queries as they are.
 Direction = Literal["backward", "forward"]
 METHODS: tuple[Method, ...] = get_args(Method)
-#: Training pictures that an adapter is fitted to, at most.
-FIT_MOST = 20_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +69,7 @@ def material_of(old: Path, new: Path, side: Path | None = None) -> Material:
     recipe = load_recipe(new / "recipe.toml", "full")
     data = load_training_data(recipe)
     place = {index: row for row, index in enumerate(data.split.train)}
-    chosen = data.shuffled(data.split.train)[:FIT_MOST]
+    chosen = data.shuffled(data.split.train)[: pairs.MOST]
     parts = {"fit": chosen, "query": data.split.test_query, "gallery": data.split.test_gallery}
     if not parts["query"]:
         raise ConfigError(f"{new}: its data has no test pictures to judge an adapter by; keep some classes out of training")
@@ -127,7 +126,7 @@ def fit(
     record = _record(material, method, source, target, settings)
     tensors: dict[str, npt.NDArray[Any]]
     if method == "procrustes":
-        tensors = {"linear.weight": _rotation(rows[source], rows[target])}
+        tensors = {"linear.weight": fit_rotation(rows[source], rows[target])}
     elif method == "network":
         side = material.side.get("fit")
         options = NetworkSettings(**settings)
@@ -169,13 +168,6 @@ def _through(material: Material, adapters: dict[Direction, Adapter]) -> Compare:
         return comparable(rows["query"], rows["gallery"])
 
     return compare
-
-
-def _rotation(source: Rows, target: Rows) -> npt.NDArray[np.float64]:
-    """``(d, d')`` with orthonormal columns or rows: the narrower side is filled up with zeros."""
-    wide = max(source.shape[1], target.shape[1])
-    padded = [np.pad(rows, ((0, 0), (0, wide - rows.shape[1]))) for rows in (source, target)]
-    return fit_procrustes(*padded)[: source.shape[1], : target.shape[1]]
 
 
 def _record(material: Material, method: str, source: str, target: str, settings: dict[str, Any]) -> AdapterRecord:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from samespace.sdk.errors import ConfigError, DataError, EmbeddingError
+from samespace.cloud.adapters.pairs import Rows, checked_pairs
+from samespace.sdk.errors import ConfigError
 
 __all__ = ["fit_low_rank", "fit_ridge"]
 
-Rows = npt.NDArray[np.floating]
 Affine = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 
@@ -30,7 +30,7 @@ def fit_ridge(source: Rows, target: Rows, penalty: float = 1e-3) -> Affine:
     Raises:
         DataError: shapes that do not fit. EmbeddingError: NaN or infinite values. ConfigError: a penalty that is not positive.
     """
-    x, y = _checked(source, target)
+    x, y = checked_pairs(source, target, "an affine map", 2)
     if not penalty > 0:
         raise ConfigError(f"penalty={penalty} must be above 0")
     mean_x, mean_y = x.mean(0), y.mean(0)
@@ -53,7 +53,7 @@ def fit_low_rank(source: Rows, target: Rows, rank: int, penalty: float = 1e-3) -
     Raises:
         ConfigError: rank out of range. Else as :func:`fit_ridge`.
     """
-    x, y = _checked(source, target)
+    x, y = checked_pairs(source, target, "an affine map", 2)
     most = min(x.shape[1], y.shape[1])
     if not 1 <= rank <= most:
         raise ConfigError(f"rank={rank} must be between 1 and {most}")
@@ -63,15 +63,3 @@ def fit_low_rank(source: Rows, target: Rows, rank: int, penalty: float = 1e-3) -
     kept = directions[:rank].T
     weight = weight @ kept @ kept.T
     return weight, y.mean(0) - x.mean(0) @ weight
-
-
-def _checked(source: Rows, target: Rows) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    if source.ndim != 2 or target.ndim != 2 or len(source) != len(target) or len(source) < 2:
-        raise DataError(
-            "an affine map needs two arrays (n, d) and (n, d') with n at least 2, row i of both for the same item; "
-            f"got {source.shape} and {target.shape}"
-        )
-    x, y = source.astype(np.float64), target.astype(np.float64)
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise EmbeddingError("the embeddings hold NaN or infinite values; embed the items again")
-    return x, y

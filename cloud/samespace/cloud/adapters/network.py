@@ -15,11 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samespace.cloud.adapters.linear import fit_ridge
+from samespace.cloud.adapters.pairs import Rows
 from samespace.sdk.errors import DataError
 
 __all__ = ["NetworkSettings", "Residual", "fit_network"]
-
-Rows = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True)

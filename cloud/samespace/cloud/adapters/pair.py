@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from samespace.cloud.adapters.linear import fit_ridge
 from samespace.cloud.adapters.network import Residual
-from samespace.cloud.adapters.procrustes import fit_procrustes
+from samespace.cloud.adapters.pairs import Rows
+from samespace.cloud.adapters.procrustes import fit_rotation
 from samespace.sdk.errors import DataError
 
 __all__ = ["Pair", "PairSettings", "fit_pair"]
 
-Rows = npt.NDArray[np.floating]
 Tensors = dict[str, npt.NDArray[np.float32]]
 
 
@@ -82,7 +82,7 @@ def fit_pair(old: Rows, new: Rows, labels: npt.NDArray[np.int64], settings: Pair
     classes = torch.from_numpy(np.asarray(labels, np.int64))
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        back = _Backward(_rotation(np.asarray(new), np.asarray(old)), strict=settings.allowed == 0)
+        back = _Backward(fit_rotation(new, old), strict=settings.allowed == 0)
         weight, bias = fit_ridge(old, n.numpy() @ back.weight().detach().numpy())
         forth = Residual(torch.from_numpy(weight), torch.from_numpy(bias), 0, settings.hidden)
         _train(back, forth, o, n, classes, settings)
@@ -106,13 +106,6 @@ class _Backward(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         return F.normalize(rows @ self.weight(), dim=1)
-
-
-def _rotation(new: npt.NDArray[np.floating], old: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """``(d', d)`` with orthonormal columns: Procrustes, the old rows filled up with zeros."""
-    wide = np.zeros(new.shape)
-    wide[:, : old.shape[1]] = old
-    return fit_procrustes(new, wide)[:, : old.shape[1]]
 
 
 def _train(back: _Backward, forth: Residual, o: Tensor, n: Tensor, classes: Tensor, settings: PairSettings) -> None:

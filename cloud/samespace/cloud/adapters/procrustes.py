@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from samespace.sdk.errors import DataError, EmbeddingError
+from samespace.cloud.adapters.pairs import Rows, checked_pairs
+from samespace.sdk.errors import DataError
 
-__all__ = ["apply_procrustes", "fit_procrustes"]
+__all__ = ["apply_procrustes", "fit_procrustes", "fit_rotation"]
 
 
-def fit_procrustes(source: npt.NDArray[np.floating], target: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+def fit_procrustes(source: Rows, target: Rows) -> npt.NDArray[np.float64]:
     """``argmin_R ||source R - target||_F`` over orthogonal R: ``R = U V^T`` with ``source^T target = U S V^T``.
 
     Schoenemann, "A generalized solution of the orthogonal Procrustes problem", Psychometrika 31 (1966). R may reflect: an
@@ -27,16 +28,19 @@ def fit_procrustes(source: npt.NDArray[np.floating], target: npt.NDArray[np.floa
         DataError: shapes that differ, or that are not ``(n, d)``.
         EmbeddingError: NaN or infinite values.
     """
-    if source.ndim != 2 or source.shape != target.shape or 0 in source.shape:
-        raise DataError(
-            "Procrustes needs two (n, d) arrays of the same shape, row i of both for the same item; "
-            f"got {source.shape} and {target.shape}"
-        )
-    a, b = source.astype(np.float64), target.astype(np.float64)
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise EmbeddingError("Procrustes: the embeddings hold NaN or infinite values; embed the items again")
+    a, b = checked_pairs(source, target, "Procrustes", 1, same_width=True)
     u, _, vt = np.linalg.svd(a.T @ b)
     return np.asarray(u @ vt, np.float64)
+
+
+def fit_rotation(source: Rows, target: Rows) -> npt.NDArray[np.float64]:
+    """The same between models of unlike dimensions: ``(d, d')`` with orthonormal columns, or rows where d' > d.
+
+    The narrower side is filled up with zeros, which a rotation may put anything into. Errors as :func:`fit_procrustes`.
+    """
+    wide = max(source.shape[1], target.shape[1])
+    padded = [np.pad(rows, ((0, 0), (0, wide - rows.shape[1]))) for rows in (source, target)]
+    return fit_procrustes(*padded)[: source.shape[1], : target.shape[1]]
 
 
 def apply_procrustes(embeddings: npt.NDArray[np.floating], rotation: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:

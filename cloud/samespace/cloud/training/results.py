@@ -15,7 +15,7 @@ import safetensors.torch
 from PIL import ExifTags, Image
 from torch import Tensor, nn
 
-from samespace.cloud.adapters import apply_procrustes, fit_procrustes
+from samespace.cloud.adapters import apply_procrustes, fit_procrustes, pairs
 from samespace.cloud.data import Split
 from samespace.cloud.evaluation import Measurement, embed, score
 from samespace.cloud.recipe import Recipe
@@ -41,8 +41,6 @@ PROBES = 128
 PROBE_EDGE = 384
 #: Rows of the cloud gallery that travel with every bundle: at least the first where the data has them, at most the second.
 GALLERY_LEAST, GALLERY_MOST = 2000, 4000
-#: Training pictures that a post-hoc map is fitted on, at most.
-FIT_MOST = 20_000
 
 
 @dataclass(frozen=True)
@@ -241,7 +239,7 @@ def _measure_all(
     ]
     controls = [name for name in recipe.edges if name not in compatible]
     wanted += [(name, cloud, "procrustes", None) for name in controls]
-    fit = data.shuffled(split.train)[:FIT_MOST] if controls else []
+    fit = data.shuffled(split.train)[: pairs.MOST] if controls else []
     maps = {name: fit_procrustes(*comparable(encoder(name, fit), encoder(cloud, fit))) for name in controls}
     matrix, scores = [], {}
     used = {side: both for side, both in sides.items() if both[0] and both[1]}
