@@ -85,6 +85,9 @@ def machine(fresh: Callable[[], Mapping[str, Subject]], recall: Recall) -> type[
 
         @initialize(seed=st.integers(0, 99))
         def found(self, seed: int) -> None:
+            # Some items are in two models of a space.
+            self.switch("one", SPACES["one"][1])
+            self.put("one", _many(seed + 1)[:6])
             for space, models in SPACES.items():
                 self.switch(space, models[0])
                 self.put(space, _many(seed))
@@ -127,6 +130,21 @@ def machine(fresh: Callable[[], Mapping[str, Subject]], recall: Recall) -> type[
                     for hits in s.index.search(_serving(s, space), _queries(s, space, seed), k, exact=True, **options)
                 ],
             )
+
+        @rule(seed=st.integers(0, 99), k=_ks, where=_where, exact=st.booleans())
+        def search_without(self, seed: int, k: int, where: Filter, exact: bool) -> None:
+            """What one model of the space has and the other has not: a gallery that is half embedded anew."""
+            model, other = sorted(SPACES["one"], key=lambda model: model != _serving(self.oracle, "one"))
+            queries = _queries(self.oracle, "one", seed)
+            everything = self.oracle.index.search(model, queries, 1000, where=where)
+            theirs = self.oracle.index.known(other, IDS)
+            for name, subject in {"memory": self.oracle, **self.others}.items():
+                found = subject.index.search(model, queries, k, exact=exact, where=where, without=other)
+                for hits, all_hits in zip(found, everything, strict=True):
+                    expected = [hit for hit in all_hits if hit.item_id not in theirs]
+                    assert not theirs & {hit.item_id for hit in hits}, f"{name}: found what the other model has"
+                    assert not exact or _pairs(hits) == _pairs(expected[:k]), f"{name}: search without where {where}"
+            self.equal("count without", lambda s: s.index.count(model, without=other))
 
         @rule(space=_spaces, seed=st.integers(0, 99), k=st.integers(1, 5), where=_where)
         def turn_pages(self, space: str, seed: int, k: int, where: Filter) -> None:

@@ -239,6 +239,13 @@ class MixesModels(MemoryIndex):
             self._models[model_id] = self.__dict__.setdefault("_common", {})
 
 
+class IgnoresTheOther(MemoryIndex):
+    """Finds old embeddings of items that were embedded anew."""
+
+    def search(self, *arguments: Any, **options: Any) -> list[list[Hit]]:
+        return super().search(*arguments, **{**options, "without": None})
+
+
 class MissesSome(MemoryIndex):
     """An approximate search that gives up early, one time in eight."""
 
@@ -262,6 +269,7 @@ DEFECTS = [
     KeepsTheFirstOfEqualIds,
     ClearsAtASwitch,
     MixesModels,
+    IgnoresTheOther,
 ]
 
 

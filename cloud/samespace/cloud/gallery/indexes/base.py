@@ -80,6 +80,7 @@ class VectorIndex(Protocol):
         exact: bool = False,
         where: Filter | None = None,
         after: Place | None = None,
+        without: str | None = None,
     ) -> list[list[Hit]]:
         """The ``k`` nearest items of ``model_id`` for each of the ``(m, d)`` queries, nearest first, ties by item id.
 
@@ -87,6 +88,7 @@ class VectorIndex(Protocol):
             exact: compare with every vector, whatever it costs; else the index may approximate.
             where: only items whose metadata match, see :func:`matches`.
             after: only items that stand behind this place in the ranking, see :func:`comes_after`.
+            without: only items that this other model has not.
         """
         ...
 
@@ -106,8 +108,8 @@ class VectorIndex(Protocol):
         """Up to ``limit`` items whose ids come after ``after``, in the order of their ids (by code point)."""
         ...
 
-    def count(self, model_id: str) -> int:
-        """How many items the model has."""
+    def count(self, model_id: str, *, without: str | None = None) -> int:
+        """How many items the model has; with ``without``, how many of them that other model has not."""
         ...
 
     def close(self) -> None:

@@ -44,11 +44,14 @@ class MemoryIndex:
         exact: bool = False,
         where: Filter | None = None,
         after: Place | None = None,
+        without: str | None = None,
     ) -> list[list[Hit]]:
         with self._lock:
             items, matrix = self._matrix(model_id)
-        if where:
-            rows = [row for row, item in enumerate(items) if matches(item.metadata, where)]
+            left_out = frozenset(self._models[without]) if without else frozenset()
+        if where or left_out:
+            wanted = where or {}
+            rows = [r for r, item in enumerate(items) if item.item_id not in left_out and matches(item.metadata, wanted)]
             items, matrix = [items[row] for row in rows], matrix[rows]
         ids = [item.item_id for item in items]
         if after is None:
@@ -78,8 +81,9 @@ class MemoryIndex:
             ids = heapq.nsmallest(limit, (item_id for item_id in items if item_id > after))
             return [items[item_id] for item_id in ids]
 
-    def count(self, model_id: str) -> int:
-        return len(self._models[model_id])
+    def count(self, model_id: str, *, without: str | None = None) -> int:
+        with self._lock:
+            return len(self._models[model_id].keys() - (self._models[without].keys() if without else set()))
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -107,17 +107,18 @@ class MilvusIndex:
         exact: bool = False,
         where: Filter | None = None,
         after: Place | None = None,
+        without: str | None = None,
     ) -> list[list[Hit]]:
         where = where or {}
         if any(not values_of(wanted) for wanted in where.values()):
             return [[] for _ in queries]  # one of no values: nothing is, and Milvus' expressions know no empty lists
         if exact:
-            return self._exactly(model_id, queries, k, where, after)
+            return self._exactly(model_id, queries, k, where, after, without)
         found = []
         for row, query in enumerate(queries):
-            hits = self._approximately(model_id, query, k, where, after)
+            hits = self._approximately(model_id, query, k, where, after, without)
             if hits is None:
-                (hits,) = self._exactly(model_id, queries[row : row + 1], k, where, after)
+                (hits,) = self._exactly(model_id, queries[row : row + 1], k, where, after, without)
             found.append(hits)
         return found
 
@@ -144,7 +145,9 @@ class MilvusIndex:
                 break
         return found
 
-    def count(self, model_id: str) -> int:
+    def count(self, model_id: str, *, without: str | None = None) -> int:
+        if without is not None:
+            return sum(len(self._other_than(without, page)) for page in self._pages(model_id))
         rows = self._query(model_id, 'id != ""', ["count(*)"], None)
         return int(rows[0]["count(*)"])
 
@@ -168,7 +171,13 @@ class MilvusIndex:
                 raise
 
     def _approximately(
-        self, model_id: str, query: npt.NDArray[np.float32], k: int, where: Filter, after: Place | None
+        self,
+        model_id: str,
+        query: npt.NDArray[np.float32],
+        k: int,
+        where: Filter,
+        after: Place | None,
+        without: str | None,
     ) -> list[Hit] | None:
         """None where an approximate search may have given up too early."""
         limit = min(_MOST_ROWS, k + _SPARE)
@@ -184,25 +193,38 @@ class MilvusIndex:
                     output_fields=["id", *_FIELDS],
                 )
             )[0]
-            items = [_item(row["entity"] | {"id": row["id"]}) for row in rows]
+            items = self._other_than(without, [_item(row["entity"] | {"id": row["id"]}) for row in rows])
             hits = [hit for hit in _hits(query, items) if after is None or comes_after(hit, after)]
             hits = [hit for hit in hits if matches(hit.metadata, where)]
-            if len(hits) >= k or (not where and after is None):
+            if len(hits) >= k or (not where and after is None and without is None):
                 return sorted(hits, key=_place)[:k]
             if len(rows) < limit or limit == _MOST_ROWS:
                 return None
             limit = min(_MOST_ROWS, 4 * limit)
 
     def _exactly(
-        self, model_id: str, queries: npt.NDArray[np.float32], k: int, where: Filter, after: Place | None
+        self,
+        model_id: str,
+        queries: npt.NDArray[np.float32],
+        k: int,
+        where: Filter,
+        after: Place | None,
+        without: str | None,
     ) -> list[list[Hit]]:
         best: list[list[Hit]] = [[] for _ in queries]
         for page in self._pages(model_id):
-            items = [item for item in page if matches(item.metadata, where)]
+            items = self._other_than(without, [item for item in page if matches(item.metadata, where)])
             for row, query in enumerate(queries):
                 hits = (hit for hit in _hits(query, items) if after is None or comes_after(hit, after))
                 best[row] = heapq.nsmallest(k, [*best[row], *hits], key=_place)
         return best
+
+    def _other_than(self, without: str | None, items: list[StoredItem]) -> list[StoredItem]:
+        """Those that the other model has not: Milvus joins no collections."""
+        if without is None or not items:
+            return items
+        theirs = self.known(without, [item.item_id for item in items])
+        return [item for item in items if item.item_id not in theirs]
 
     def _pages(self, model_id: str) -> Iterator[list[StoredItem]]:
         if self._lite:

@@ -125,14 +125,15 @@ class PgVectorIndex:
         exact: bool = False,
         where: Filter | None = None,
         after: Place | None = None,
+        without: str | None = None,
     ) -> list[list[Hit]]:
         dim, wanted = queries.shape[1], _wanted(where or {})
         # Rows of a page are found in the order of their scores, which an index of other numbers does not know.
         storage = self._storage(model_id)
         sure = exact or dim > storage.longest or (after is not None and storage.spread > 1)
         names = tuple(wanted)
-        every = nearest(model_id, dim, None, names, page=after is not None)
-        quick = every if sure else nearest(model_id, dim, storage, names, page=after is not None)
+        every = nearest(model_id, dim, None, names, page=after is not None, without=without)
+        quick = every if sure else nearest(model_id, dim, storage, names, page=after is not None, without=without)
         effort = storage.sight(k)
         # One statement of its own in the usual case: the connection is set up for it.
         usual = sure or effort == SEARCHING["hnsw.ef_search"]
@@ -144,7 +145,7 @@ class PgVectorIndex:
                 hits = self._ranked(connection, quick, query, k, after, wanted, storage.candidates(k))
                 # An approximate search gives up after some thousand rows: too early, where few of them match or many stand
                 # before the page.
-                if len(hits) < k and not sure and (wanted or after):
+                if len(hits) < k and not sure and (wanted or after or without):
                     hits = self._ranked(connection, every, query, k, after, wanted, 0)
                 found.append(hits)
             return found
@@ -170,8 +171,17 @@ class PgVectorIndex:
             rows = connection.cursor(binary=True).execute(statement, (model_id, after, limit)).fetchall()
         return [StoredItem(row[0], np.asarray(row[1].to_numpy()), row[2]) for row in rows]
 
-    def count(self, model_id: str) -> int:
-        return self._read("SELECT count(*) FROM items WHERE model_id = %s", model_id)[0][0]
+    def count(self, model_id: str, *, without: str | None = None) -> int:
+        if without is None:
+            return self._read("SELECT count(*) FROM items WHERE model_id = %s", model_id)[0][0]
+        with self._database.transaction() as connection:
+            statement = (
+                "SELECT count(*) FROM items WHERE model_id = %s AND NOT EXISTS "
+                "(SELECT 1 FROM items AS other WHERE other.model_id = %s AND other.item_id = items.item_id)"
+            )
+            row = connection.execute(statement, (model_id, without)).fetchone()
+        assert row is not None
+        return row[0]
 
     def close(self) -> None:
         self._database.close()

@@ -105,13 +105,16 @@ def creation(model_id: str, dim: int, storage: Storage) -> sql.Composed:
 
 
 @lru_cache(maxsize=1024)
-def nearest(model_id: str, dim: int, storage: Storage | None, wanted: tuple[str, ...], *, page: bool) -> LiteralString:
+def nearest(
+    model_id: str, dim: int, storage: Storage | None, wanted: tuple[str, ...], *, page: bool, without: str | None = None
+) -> LiteralString:
     """SQL for the rows nearest to ``query``: ``limit`` of them, by their whole vectors.
 
     Args:
         storage: whose index is to be asked; None compares every row.
         wanted: names of parameters, of each of which the metadata must contain one.
         page: only those not before the score ``nearest``.
+        without: only items that this other model has not.
     """
     # The model is written out, not passed as a parameter: only then does the planner know which partial index fits. Without
     # the storage's expression no index fits, and every row is compared. pgvector's <#> is the negative inner product, so
@@ -120,6 +123,10 @@ def nearest(model_id: str, dim: int, storage: Storage | None, wanted: tuple[str,
     conditions += [sql.SQL("metadata @> ANY({}::jsonb[])").format(sql.Placeholder(name)) for name in wanted]
     if page:
         conditions.append(sql.SQL("embedding <#> %(query)b >= %(nearest)s"))
+    if without is not None:
+        # A scalar subquery is asked row by row, along the index; the planner would make a join of NOT EXISTS, and sort all rows.
+        same = "SELECT true FROM items AS other WHERE other.model_id = {} AND other.item_id = items.item_id"
+        conditions.append(sql.SQL(f"({same}) IS NULL").format(sql.Literal(checked(without))))
     where = sql.SQL(" AND ").join(conditions)
     if storage is None:
         every = sql.SQL(
