@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +24,14 @@ from samespace.cloud.upgrades.report import (
 from samespace.cloud.upgrades.transfer import FAR, group_transfer, threshold_transfer
 from samespace.sdk.errors import DataError
 from samespace.sdk.metrics import (
+    ScoreMap,
     average_accuracy,
     average_compatibility,
     average_precision,
     bootstrap_mean,
     compatibility_tax,
+    fit_score_map,
+    pair_scores,
     recall_at_k,
     update_gain,
 )
@@ -128,6 +133,7 @@ def measure_chain(
         "compatibility": {metric: average_compatibility(table) for metric, table in tables.items()},
         "accuracy": {metric: average_accuracy(table) for metric, table in tables.items()},
         "thresholds": thresholds,
+        "merge": _merge(before, after, compare, pictures),
     }
     if thresholds is not None and len(pictures.gallery) > 1:
         labels = pictures.queries["class"], pictures.gallery
@@ -149,6 +155,23 @@ def _measured(q: int, g: int, rows: tuple[Rows, Rows], pictures: Pictures) -> tu
     # Six digits tell any two rankings of a real gallery apart, and halve the file.
     outcome = Found(recall1=tuple(int(one) for one in first), map=tuple(round(float(one), 6) for one in precision))  # type: ignore[arg-type]
     return cell, outcome
+
+
+def _merge(
+    before: Generation, after: Generation, compare: Compare, pictures: Pictures
+) -> dict[Literal["new", "old"], ScoreMap]:
+    """Without a side whose scores tell nothing: there is no sensible order then."""
+
+    def scores(query: Generation, gallery: Generation) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        found, genuine = pair_scores(*compare(query, gallery), list(pictures.queries["class"]), list(pictures.gallery))
+        return found[genuine], found[~genuine]
+
+    maps: dict[Literal["new", "old"], ScoreMap] = {}
+    with suppress(DataError):
+        maps["new"] = fit_score_map(*scores(after, before), *scores(after, after))
+    with suppress(DataError):
+        maps["old"] = fit_score_map(*scores(before, after), *scores(before, before))
+    return maps
 
 
 def _thresholds(same: tuple[Rows, Rows], across: tuple[Rows, Rows], pictures: Pictures) -> ThresholdTransfer | None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from samespace.sdk.errors import ConfigError, FormatVersionError
-from samespace.sdk.metrics import Estimate
+from samespace.sdk.metrics import Estimate, ScoreMap
 
 __all__ = [
     "REPORT_VERSION",
@@ -163,6 +163,8 @@ class UpgradeReport(_Part):
         accuracy: AA by metric.
         gain: update gain by metric; empty without a control.
         tax: compatibility tax by metric; empty without a control.
+        merge: how hits among old and new embeddings of one gallery are put into one ranking: new queries' scores of old items
+            (``new``), or old queries' scores of new items (``old``), on the scale of their scores of the other items.
         gallery: pictures searched.
         reproduce: command that measures it again.
     """
@@ -179,6 +181,7 @@ class UpgradeReport(_Part):
     outcomes: Outcomes
     thresholds: ThresholdTransfer | None = None
     groups: GroupTransfer | None = None
+    merge: dict[Literal["new", "old"], ScoreMap] = {}
     gallery: int
     reproduce: str = ""
 

@@ -2,6 +2,7 @@
 
 from samespace.sdk.metrics.agreement import angle, cosine, max_angle, worst_percentile
 from samespace.sdk.metrics.bootstrap import Estimate, bootstrap_mean, paired_bootstrap
+from samespace.sdk.metrics.calibration import ScoreMap, fit_probability, fit_score_map
 from samespace.sdk.metrics.compatibility import (
     average_accuracy,
     average_compatibility,
@@ -15,6 +16,7 @@ from samespace.sdk.metrics.verification import pair_scores, tar_at_far, threshol
 
 __all__ = [
     "Estimate",
+    "ScoreMap",
     "adjusted_rand_index",
     "angle",
     "average_accuracy",
@@ -24,6 +26,8 @@ __all__ = [
     "compatibility_tax",
     "cosine",
     "first_match_rank",
+    "fit_probability",
+    "fit_score_map",
     "max_angle",
     "negative_flips",
     "neighbour_overlap",
