@@ -34,7 +34,8 @@ def checked_pairs(
     if not fits or (same_width and source.shape != target.shape):
         shapes = "arrays (n, d) of the same shape" if same_width else "two arrays (n, d) and (n, d')"
         raise DataError(
-            f"{what} needs {shapes} with n at least {least}, row i of both for the same item; got {source.shape} and {target.shape}"
+            f"{what} needs {shapes} with n at least {least}, row i of both for the same item; got {source.shape} and "
+            f"{target.shape}"
         )
     x, y = source.astype(np.float64), target.astype(np.float64)
     if not (np.isfinite(x).all() and np.isfinite(y).all()):

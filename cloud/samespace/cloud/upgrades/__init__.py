@@ -3,7 +3,7 @@
 from samespace.cloud.upgrades.generations import report_of
 from samespace.cloud.upgrades.measure import Generation, Pictures, measure_chain
 from samespace.cloud.upgrades.report import UpgradeReport, read_report
-from samespace.cloud.upgrades.verdict import Bars, Finding, Verdict, judge
+from samespace.cloud.upgrades.verdict import Bars, Finding, Verdict, judge, judge_old_queries
 
 __all__ = [
     "Bars",
@@ -13,6 +13,7 @@ __all__ = [
     "UpgradeReport",
     "Verdict",
     "judge",
+    "judge_old_queries",
     "measure_chain",
     "read_report",
     "report_of",

@@ -122,6 +122,7 @@ def measure_chain(
             old=found[last - 1, last - 1],
             new=found[last, last - 1],
             backfilled=found[last, last],
+            across=found[last - 1, last],
         ),
         gallery=len(pictures.gallery),
         reproduce=reproduce,

@@ -92,17 +92,20 @@ class Outcomes(_Part):
         old: M(o, o).
         new: M(n, o): new queries, the gallery as it is.
         backfilled: M(n, n).
+        across: M(o, n): old queries, what the new model embedded; None in older reports.
     """
 
     queries: dict[str, tuple[str, ...]]
     old: Found
     new: Found
     backfilled: Found
+    across: Found | None = None
 
     @model_validator(mode="after")
     def _one_of_each_query(self) -> Outcomes:
         n = len(self.old.recall1)
-        found = [values for part in (self.old, self.new, self.backfilled) for values in (part.recall1, part.map)]
+        parts = [part for part in (self.old, self.new, self.backfilled, self.across) if part is not None]
+        found = [values for part in parts for values in (part.recall1, part.map)]
         if not n or any(len(values) != n for values in [*found, *self.queries.values()]):
             raise ValueError("all outcomes and all fields must have one value a query, of at least one query")
         return self

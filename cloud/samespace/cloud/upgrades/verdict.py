@@ -19,7 +19,7 @@ from samespace.sdk.check.gate import EXIT_CODES, Outcome, reasons_of, worst_outc
 from samespace.sdk.errors import ConfigError
 from samespace.sdk.metrics import Estimate, bootstrap_mean, negative_flips, relative_negative_flip_rate
 
-__all__ = ["SLICED", "Bars", "Finding", "Flips", "Slice", "Verdict", "judge"]
+__all__ = ["SLICED", "Bars", "Finding", "Flips", "Slice", "Verdict", "judge", "judge_old_queries"]
 
 #: Fields that the queries are sliced by.
 SLICED = ("class", "source", "quality")
@@ -140,6 +140,24 @@ def judge(report: UpgradeReport, bars: Bars | None = None) -> Verdict:
         flips=flips,
         slices=slices,
     )
+
+
+def judge_old_queries(report: UpgradeReport, bars: Bars | None = None) -> Finding:
+    """Judge what devices that keep the old model find among embeddings by the new one: M(o, n) against M(o, o).
+
+    Raises:
+        ConfigError: a report that an older samespace wrote.
+    """
+    bars, outcomes = bars or Bars(), report.outcomes
+    if outcomes.across is None:
+        raise ConfigError("this upgrade report does not say what old queries find among new embeddings; measure it again")
+    each = outcomes.across.of(bars.metric) - outcomes.old.of(bars.metric)
+    difference = bootstrap_mean(each, bars.n_boot, bars.seed, bars.confidence)
+    text = f"M(o,n) - M(o,o) in {bars.metric}: {difference.text()} points (n={difference.n}), margin {100 * bars.margin:g}"
+    outcome: Outcome = (
+        "pass" if difference.low >= -bars.margin else "fail" if difference.high < -bars.margin else "inconclusive"
+    )
+    return Finding(check="compatible", outcome=outcome, message=text)
 
 
 def _compatible(each: npt.NDArray[np.float64], difference: Estimate, bars: Bars) -> Finding:

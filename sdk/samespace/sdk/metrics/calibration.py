@@ -44,8 +44,8 @@ def fit_score_map(
 ) -> ScoreMap:
     """The map after which equal scores mean equal odds that a pair belongs together.
 
-    Both pairs of models get a sigmoid of the score (:func:`fit_probability`); the map leads from the first through the inverse of
-    the second.
+    Both pairs of models get a sigmoid of the score (:func:`fit_probability`); the map leads from the first through the inverse
+    of the second.
 
     Args:
         genuine, impostor: scores of pairs that belong together, and that do not, where the map begins.
