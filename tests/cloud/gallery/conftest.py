@@ -21,6 +21,9 @@ from samespace.cloud.gallery.evidence import Evidence, verified_evidence
 from samespace.cloud.gallery.gallery import Gallery
 from samespace.cloud.gallery.membership import Claim
 from samespace.cloud.gallery.stores import Stores, open_stores
+from samespace.cloud.gallery.successor import Successor
+from samespace.cloud.gallery.upgrading import record_of
+from samespace.cloud.upgrades import Generation, Pictures, UpgradeReport, measure_chain
 from samespace.sdk.bundle import Bundle, artifact_id, write_bundle
 from samespace.sdk.gallery.client import proof_of
 from samespace.sdk.identity import ModelRecord, SpaceRecord, digest
@@ -53,6 +56,7 @@ class GalleryWorld:
             "cloud": matrix,
             "phone": matrix + 0.35 * generator.normal(size=matrix.shape),
             "stranger": generator.normal(size=matrix.shape),
+            "successor": matrix + 0.2 * np.random.default_rng(6).normal(size=matrix.shape),
         }
         self.probes = [self.picture() for _ in range(self.pictures)]
         self.records = {name: self._record(name) for name in self.weights}
@@ -65,10 +69,7 @@ class GalleryWorld:
 
     def picture(self) -> bytes:
         """A PNG of soft random colours, other ones at each call."""
-        coarse = self.generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        buffer = io.BytesIO()
-        Image.fromarray(coarse).resize((40, 40), Image.Resampling.BILINEAR).save(buffer, "PNG")
-        return buffer.getvalue()
+        return _png(self.generator.integers(0, 256, (4, 4, 3), dtype=np.uint8))
 
     def embed(self, name: str, images: Sequence[bytes], *, bgr: bool = False) -> np.ndarray:
         """The reference, in NumPy."""
@@ -133,10 +134,34 @@ class GalleryWorld:
         challenge, images = gallery.challenge(claim)
         return gallery.admitted(gallery.answer(challenge, self.embed(name, images)).token)
 
+    def upgrade_report(self, new: str, old: str = "cloud", *, classes: int = 30, noise: int = 12) -> UpgradeReport:
+        """How an upgrade does on pictures of some classes: one picture of each, changed by a little noise."""
+        generator = np.random.default_rng(9)
+        centres = generator.integers(40, 216, (classes, 4, 4, 3))
+        sides = {}
+        for side in ("query", "gallery"):
+            coarse = np.repeat(centres, 4, axis=0) + generator.integers(-noise, noise + 1, (4 * classes, 4, 4, 3))
+            sides[side] = [_png(pixels.astype(np.uint8)) for pixels in coarse]
+        labels = [f"class {index // 4}" for index in range(4 * classes)]
+        chain = [
+            Generation(name, self.records[name].model_id, self.embed(name, sides["query"]), self.embed(name, sides["gallery"]))
+            for name in (old, new)
+        ]
+        sources = ["scanner" if index % 2 else "camera" for index in range(len(labels))]
+        queries = {"key": [f"q{index}" for index in range(len(labels))], "class": labels, "source": sources}
+        return measure_chain(chain, Pictures(queries, labels))
+
+    def registered(self, gallery: Gallery, new: str = "successor", old: str = "cloud", **options: int) -> Successor:
+        """Let a model be the successor of the one that serves."""
+        gallery.members.introduce(self.evidence(new))
+        report = self.upgrade_report(new, old, **options).model_dump_json().encode()
+        images = [challenge.image for challenge in gallery.registry.challenges(self.records[old].model_id)]
+        return gallery.upgrades.register(report, record_of(report, self.space), "signer", self.embed(new, images), "operator")
+
     def _record(self, name: str) -> ModelRecord:
         return ModelRecord(
             name="same name",
-            role="cloud" if name == "cloud" else "edge",
+            role="cloud" if name in ("cloud", "successor") else "edge",
             family="toy",
             arguments={},
             dim=self.dim,
@@ -174,6 +199,13 @@ class GalleryWorld:
             [numpy_helper.from_array(value, key) for key, value in constants.items()],
         )
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+
+
+def _png(coarse: np.ndarray) -> bytes:
+    """Few pixels as a soft picture."""
+    buffer = io.BytesIO()
+    Image.fromarray(coarse).resize((40, 40), Image.Resampling.BILINEAR).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 @pytest.fixture(scope="session")

@@ -28,11 +28,14 @@ from samespace.cloud.gallery.reception import Admitted, Reception
 from samespace.cloud.gallery.references import challenge_set, make_references
 from samespace.cloud.gallery.registry import SERVING, Challenge, RegisteredRecord, Registry
 from samespace.cloud.gallery.shelf import Shelf, shelf_beside
+from samespace.cloud.gallery.successor import SuccessorShelf
 from samespace.cloud.gallery.tokens import TokenMaker
+from samespace.cloud.gallery.upgrading import Upgrading
 from samespace.cloud.gallery.vectors import checked_vectors
 from samespace.sdk.bundle import Bundle
 from samespace.sdk.errors import ConfigError
 from samespace.sdk.gallery.wire import UnknownTokenError
+from samespace.sdk.gallery.wire_admin import UpgradeRefusedError
 from samespace.sdk.identity import SpaceRecord
 
 __all__ = ["Admitted", "Gallery", "SpaceSummary", "partition_of"]
@@ -62,7 +65,9 @@ class Gallery(Filling):
     Attributes:
         policy: how handshakes are held.
         shelf: small documents beside the registry: references, API keys.
+        registry: models, records, aliases, challenges, as they are kept.
         members: which models belong to which space, and what may be compared; introduce models and records there.
+        upgrades: successors of serving models.
     """
 
     def __init__(
@@ -76,10 +81,13 @@ class Gallery(Filling):
         journal: Journal | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        super().__init__(Membership(registry), index, journal if journal is not None else journal_beside(registry))
-        self._registry = registry
-        self.policy = policy or HandshakePolicy()
         self.shelf = shelf if shelf is not None else shelf_beside(registry)
+        successors = SuccessorShelf(self.shelf)
+        members = Membership(registry, successors)
+        super().__init__(members, index, journal if journal is not None else journal_beside(registry))
+        self.registry = registry
+        self.policy = policy or HandshakePolicy()
+        self.upgrades = Upgrading(self, registry, index, self.journal)
         self._tokens = TokenMaker(secret or secrets.token_bytes(32), clock)
         self._reception = Reception(registry, self.members, self.shelf, self._tokens, self.policy, clock)
         for space, serving in self._served():
@@ -93,11 +101,10 @@ class Gallery(Filling):
 
     def spaces(self, tenant: str = "") -> tuple[SpaceSummary, ...]:
         """What is here, with the items of a tenant; asks the store, so it also says whether the store answers."""
-        self._registry.ping()
+        self.registry.ping()
         summaries = []
         for space, serving in self._served():
-            partition = self._partition(tenant, space.space_id, serving)
-            summaries.append(SpaceSummary(space, serving, self._index.count(partition)))
+            summaries.append(SpaceSummary(space, serving, self.layers(tenant, space.space_id).count()))
         return tuple(summaries)
 
     def ping(self) -> None:
@@ -106,11 +113,11 @@ class Gallery(Filling):
         Raises:
             GalleryUnavailableError: it does not.
         """
-        self._registry.ping()
+        self.registry.ping()
 
     def record(self, query_id: str, gallery_model_id: str) -> RegisteredRecord | None:
         """The record that counts for a pair."""
-        return self._registry.record(query_id, gallery_model_id)
+        return self.registry.record(query_id, gallery_model_id)
 
     def told_device(self, challenge: str) -> bool:
         """Whether who asked for this challenge said what kind of device it is; False for what is no challenge."""
@@ -165,19 +172,24 @@ class Gallery(Filling):
         Raises:
             SpaceMismatchError, UnknownModelError: as :meth:`Membership.set_alias`.
             ConfigError: to serve, a model needs a reference: devices are compared with it.
+            UpgradeRefusedError: an upgrade is under way; it is promoted, or rolled back.
         """
         space = self.members.space(space_id)
+        if name == SERVING and self.members.successor(space_id, now=True) is not None:
+            raise UpgradeRefusedError(
+                f"an upgrade of the space {space_id} is under way: promote it or roll it back, and finish it, instead"
+            )
         if name == SERVING and model_id != (before := self.members.serving(space_id, now=True)):
             self._prepare_to_serve(space, model_id, before)
         self.members.set_alias(space_id, name, model_id)
 
     def _prepare_to_serve(self, space: SpaceRecord, model_id: str, before: str) -> None:
-        pictures, model = self._reception.pictures(before), self._registry.model(model_id)
+        pictures, model = self._reception.pictures(before), self.registry.model(model_id)
         chosen = challenge_set(pictures)
         if model is None or model.space_id != space.space_id:
             return  # the members' own refusal says so
         self._index.prepare(model_id, space.dim)
-        if challenge_set(self._registry.challenges(model_id)) == chosen:
+        if challenge_set(self.registry.challenges(model_id)) == chosen:
             return
         found = (self._reception.references.get(artifact.artifact_id, chosen) for artifact in model.artifacts)
         reference = next((reference for reference in found if reference is not None), None)
@@ -187,7 +199,7 @@ class Gallery(Filling):
                 "(samespace gallery serve --bundle)"
             )
         rows = zip(pictures, reference.best, strict=True)
-        self._registry.put_challenges(model_id, tuple(Challenge(c.name, c.image, row) for c, row in rows))
+        self.registry.put_challenges(model_id, tuple(Challenge(c.name, c.image, row) for c, row in rows))
 
     def aliases(self, space_id: str) -> dict[str, str]:
         """The serving alias of a space."""
@@ -206,7 +218,7 @@ class Gallery(Filling):
         where: Filter | None = None,
         after: Place | None = None,
     ) -> tuple[str, list[list[Hit]]]:
-        """The model whose vectors were searched, and for each query its ``k`` nearest items, nearest first.
+        """The model whose vectors were searched (first), and for each query its ``k`` nearest items, nearest first.
 
         Args:
             where: only items whose metadata match.
@@ -217,20 +229,16 @@ class Gallery(Filling):
             EmbeddingError: NaN, infinite, zero or not of unit norm.
             ConfigError: a place for more than one query.
         """
-        space, serving = self._same(claim, space_id, model_id), self.members.serving(claim.space_id)
-        self.members.comparable(claim, serving)
+        space, layers = self._same(claim, space_id, model_id), self.searched(claim)
         rows = checked_vectors(queries, space.dim, space_id, lambda row: f"query {row}")
         if after is not None and len(rows) != 1:
             raise ConfigError(f"pages are turned for one query at a time; got {len(rows)}")
-        partition = self._partition(claim.tenant, claim.space_id, serving)
-        if not where and after is None:
-            return serving, self._index.search(partition, rows, k, exact=exact)
-        return serving, self._index.search(partition, rows, k, exact=exact, where=where, after=after)
+        return layers.models[0], layers.search(rows, k, exact=exact, where=where or None, after=after)
 
     def close(self) -> None:
         """Give back what registry and index hold."""
         self._index.close()
-        self._registry.close()
+        self.registry.close()
 
     def __enter__(self) -> Self:
         return self
@@ -240,5 +248,5 @@ class Gallery(Filling):
 
     def _served(self) -> list[tuple[SpaceRecord, str]]:
         """The spaces with their serving models, without one whose founding was cut short."""
-        aliases = [(space, self._registry.alias(space.space_id, SERVING)) for space in self._registry.spaces()]
+        aliases = [(space, self.registry.alias(space.space_id, SERVING)) for space in self.registry.spaces()]
         return [(space, serving) for space, serving in aliases if serving is not None]

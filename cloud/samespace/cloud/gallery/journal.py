@@ -78,6 +78,17 @@ class Journal(Protocol):
         """Note a change of items, after all before it. Only within :meth:`atomic`, and after the items were written."""
         ...
 
+    def hold(self, partition: str) -> None:
+        """Let nobody else write changes of a partition until the transaction ends. Only within :meth:`atomic`.
+
+        Who holds several takes them in the order of their names, before anything is written.
+        """
+        ...
+
+    def share(self, name: str) -> None:
+        """Let nobody :meth:`hold` a name until the transaction ends; many may share it. Only within :meth:`atomic`."""
+        ...
+
     def read(self, partition: str, after: int, limit: int) -> list[Entry]:
         """Up to ``limit`` changes after a cursor, in order. None that is committed later comes before them."""
         ...
@@ -131,6 +142,12 @@ class MemoryJournal:
                 entries.pop(item_id, None)
                 entries[item_id] = Entry(self._cursor, item_id, kind)
 
+    def hold(self, partition: str) -> None:
+        """Whoever is inside :meth:`atomic` is there alone."""
+
+    def share(self, name: str) -> None:
+        """Whoever is inside :meth:`atomic` is there alone."""
+
     def read(self, partition: str, after: int, limit: int) -> list[Entry]:
         with self._lock:
             found: list[Entry] = []
@@ -180,11 +197,19 @@ class PostgresJournal:
         with self._database.transaction():
             yield
 
+    def hold(self, partition: str) -> None:
+        with self._database.transaction() as connection:
+            connection.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", (_LOCK, partition))
+
+    def share(self, name: str) -> None:
+        with self._database.transaction() as connection:
+            connection.execute("SELECT pg_advisory_xact_lock_shared(%s, hashtext(%s))", (_LOCK, name))
+
     def write(self, partition: str, ids: Sequence[str], kind: Kind) -> None:
         with self._database.transaction() as connection:
             # Held until the commit, so that cursors become visible in their order: a reader that saw 7 has seen 6. Taken
             # last in a transaction, so that nobody who holds it waits for anybody.
-            connection.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", (_LOCK, partition))
+            self.hold(partition)
             connection.execute(
                 "INSERT INTO changes (model_id, item_id, cursor, kind) "
                 "SELECT %s, item_id, nextval('samespace.change_cursor'), %s FROM unnest(%s::text[]) AS item_id "

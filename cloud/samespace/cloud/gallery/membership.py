@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from samespace.cloud.gallery.evidence import Evidence, measured_record, registered_model
 from samespace.cloud.gallery.registry import SERVING, Challenge, RegisteredModel, RegisteredRecord, Registry
+from samespace.cloud.gallery.successor import Successor, SuccessorShelf
 from samespace.cloud.gallery.vectors import checked_vectors
 from samespace.sdk.errors import ConfigError, GalleryError, SpaceMismatchError
 from samespace.sdk.gallery.wire import UnknownModelError
@@ -63,10 +64,15 @@ class Membership:
 
     Args:
         registry: keeps what was decided.
+        successors: upgrades that are under way.
+
+    Attributes:
+        successors: the same.
     """
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, successors: SuccessorShelf) -> None:
         self._registry = registry
+        self.successors = successors
         self._recent: dict[tuple[str, ...], tuple[float, Any]] = {}
 
     def found(self, evidence: Evidence, images: Sequence[bytes], embeddings: npt.NDArray[np.floating]) -> Introduction:
@@ -187,6 +193,46 @@ class Membership:
         if model_id is None:
             raise GalleryError(f"nothing serves the space {space_id}; found it again with its cloud bundle")
         return model_id
+
+    def successor(self, space_id: str, *, now: bool = False) -> Successor | None:
+        """The upgrade of a space that is under way.
+
+        Args:
+            now: for a write: ask the registry, whatever was true a moment ago.
+        """
+        return self.successors.of(space_id, now=now)
+
+    def generations(self, space_id: str, *, now: bool = False) -> tuple[str, ...]:
+        """The models whose vectors a space is made of: the serving one and, in an upgrade, the other one.
+
+        Raises:
+            GalleryError: nothing serves the space.
+        """
+        serving, successor = self.serving(space_id, now=now), self.successor(space_id, now=now)
+        return (serving,) if successor is None else (serving, successor.other(serving))
+
+    def searchable(self, claim: Claim) -> tuple[str, ...]:
+        """Those of the models whose vectors the claimed model may search; its own first, else the serving one.
+
+        Raises:
+            SpaceMismatchError: none of them.
+        """
+        models = sorted(self.generations(claim.space_id), key=lambda model_id: model_id != claim.model_id)
+        allowed, refused = [], []
+        for model_id in models:
+            try:
+                self.comparable(claim, model_id)
+                allowed.append(model_id)
+            except SpaceMismatchError as error:
+                refused.append(error)
+        if not allowed:
+            raise refused[0]
+        return tuple(allowed)
+
+    def forget(self) -> None:
+        """Believe no earlier answer."""
+        self._recent.clear()
+        self.successors.forget()
 
     def member(self, claim: Claim) -> RegisteredModel:
         """The claimed model.

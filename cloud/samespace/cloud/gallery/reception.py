@@ -73,8 +73,8 @@ class Reception:
     def challenge(self, claim: Claim) -> tuple[str, tuple[bytes, ...]]:
         """An opaque challenge and its pictures."""
         self._members.member(claim)
-        serving = self._members.serving(claim.space_id)
-        self._members.comparable(claim, serving)
+        # In an upgrade there are two models that it may be compared with: the one that its searches begin with.
+        serving = self._members.searchable(claim)[0]
         chosen = self._chance.sample(challenges := self.pictures(serving), min(self._policy.pictures, len(challenges)))
         content = {
             "claim": asdict(claim),
@@ -143,7 +143,7 @@ class Reception:
             claim = replace(claim, verified=False)
         token = self._tokens.make("admission", {"claim": asdict(claim)}, self._policy.token_seconds)
         warnings = () if judgement.accepted else (f"not verified: {judgement.reason}",)
-        return Admitted(token, self._policy.token_seconds, claim, serving, judgement, warnings)
+        return Admitted(token, self._policy.token_seconds, claim, self._members.serving(claim.space_id), judgement, warnings)
 
     def _once(self, nonce: str, challenge: str, embeddings: npt.NDArray[np.floating]) -> None:
         """Refuse a second answer, but for the same one a moment later."""

@@ -15,7 +15,7 @@ from samespace.cloud.gallery.gallery import Gallery
 from samespace.cloud.gallery.gate import Gate
 from samespace.cloud.gallery.metrics import Metrics
 from samespace.cloud.gallery.problems import add_handlers
-from samespace.cloud.gallery.routes import administration, changes, handshakes, items, members, searches, system
+from samespace.cloud.gallery.routes import administration, changes, handshakes, items, members, searches, system, upgrades
 from samespace.cloud.gallery.routes.dependencies import ServiceSettings
 from samespace.sdk.gallery.wire import Problem
 
@@ -31,6 +31,7 @@ _ROUTERS = (
     handshakes.router,
     changes.router,
     administration.router,
+    upgrades.router,
 )
 
 

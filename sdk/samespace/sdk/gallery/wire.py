@@ -34,6 +34,7 @@ from samespace.sdk.gallery.wire_admin import (
     OverloadedError,
     RateLimitedError,
     TooLargeError,
+    UpgradeRefusedError,
 )
 from samespace.sdk.gallery.wire_recall import StatedRecall
 from samespace.sdk.identity import CompatibilityRecord, SpaceRecord
@@ -106,6 +107,7 @@ CODES: tuple[tuple[type[SamespaceError], str, int], ...] = (
     (TooLargeError, "too_large", 413),
     (RateLimitedError, "rate_limited", 429),
     (MissingItemError, "no_such_item", 404),
+    (UpgradeRefusedError, "upgrade_refused", 409),
     (SignatureError, "signature", 403),
     (FormatVersionError, "format_version", 422),
     (IntegrityError, "integrity", 422),

@@ -31,6 +31,7 @@ __all__ = [
     "RateLimitedError",
     "Role",
     "TooLargeError",
+    "UpgradeRefusedError",
 ]
 
 Role = Literal["reader", "writer", "admin"]
@@ -56,6 +57,10 @@ class RateLimitedError(GalleryError):
 
 class OverloadedError(GalleryUnavailableError):
     """The service has no room at the moment, or is about to stop; repeat it after ``Retry-After`` seconds."""
+
+
+class UpgradeRefusedError(GalleryError):
+    """The upgrade must not go live, or this cannot be done with it as it stands."""
 
 
 class _Message(BaseModel):

@@ -124,9 +124,10 @@ def nearest(
     if page:
         conditions.append(sql.SQL("embedding <#> %(query)b >= %(nearest)s"))
     if without is not None:
-        # A scalar subquery is asked row by row, along the index; the planner would make a join of NOT EXISTS, and sort all rows.
-        same = "SELECT true FROM items AS other WHERE other.model_id = {} AND other.item_id = items.item_id"
-        conditions.append(sql.SQL(f"({same}) IS NULL").format(sql.Literal(checked(without))))
+        same = sql.SQL("SELECT true FROM items AS other WHERE other.model_id = {} AND other.item_id = items.item_id")
+        # A scalar subquery is asked row by row, along an index. Of NOT EXISTS the planner makes a join, best for all rows.
+        wording = sql.SQL("NOT EXISTS ({})") if storage is None else sql.SQL("({}) IS NULL")
+        conditions.append(wording.format(same.format(sql.Literal(checked(without)))))
     where = sql.SQL(" AND ").join(conditions)
     if storage is None:
         every = sql.SQL(

@@ -67,9 +67,10 @@ def export_items(
     limit: Annotated[int, Query(ge=1, le=1024)] = 256,
 ) -> ExportPage:
     """Items with their vectors, by id; ask again with ``after`` until it is null. What is added meanwhile may be missed."""
-    model_id, items = gallery.scan(claim, after, limit)
-    more = items[-1].item_id if len(items) == limit else None
-    return ExportPage(model_id=model_id, items=tuple(item_of(model_id, item) for item in items), after=more)
+    items = gallery.scan(claim, after, limit)
+    more = items[-1][1].item_id if len(items) == limit else None
+    serving = gallery.members.serving(claim.space_id)
+    return ExportPage(model_id=serving, items=tuple(item_of(*each) for each in items), after=more)
 
 
 def missing(item_id: str) -> MissingItemError:
