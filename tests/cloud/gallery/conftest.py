@@ -25,6 +25,7 @@ from samespace.cloud.gallery.successor import Successor
 from samespace.cloud.gallery.upgrading import record_of
 from samespace.cloud.upgrades import Generation, Pictures, UpgradeReport, measure_chain
 from samespace.sdk.bundle import Bundle, artifact_id, write_bundle
+from samespace.sdk.cli import main
 from samespace.sdk.gallery.client import proof_of
 from samespace.sdk.identity import ModelRecord, SpaceRecord, digest
 from samespace.sdk.manifest import Artifact, TensorSpec
@@ -317,3 +318,21 @@ def serve(data_folder: Path) -> Iterator[Callable[..., Served]]:
     for served in started:
         if served.process.poll() is None:
             served.stop()
+
+
+class Ran:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, " ".join(err.split())
+
+
+@pytest.fixture
+def run(capsys):
+    """``run("gallery", "search", ...)`` in this process."""
+
+    def call(*arguments: object) -> Ran:
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Ran(end.value.code or 0, captured.out, captured.err)
+
+    return call

@@ -9,25 +9,6 @@ from pathlib import Path
 import pytest
 
 from samespace.sdk.bundle import Bundle
-from samespace.sdk.cli import main
-
-
-class Ran:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, " ".join(err.split())
-
-
-@pytest.fixture
-def run(capsys):
-    """``run("gallery", "search", ...)`` in this process."""
-
-    def call(*arguments: object) -> Ran:
-        with pytest.raises(SystemExit) as end:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return Ran(end.value.code or 0, captured.out, captured.err)
-
-    return call
 
 
 def free_port() -> int:

@@ -1,4 +1,4 @@
-"""``samespace gallery serve | add | search | key | stats``."""
+"""``samespace gallery serve | add | search | key | stats``, and the commands of an upgrade."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import typer
 from samespace.cloud.cli.gallery_add import add
 from samespace.cloud.cli.gallery_keys import app as keys_app
 from samespace.cloud.cli.gallery_stats import stats
+from samespace.cloud.cli.gallery_upgrade import add_commands
 
 __all__ = ["app"]
 
 _URL = "http://127.0.0.1:8765"
 
 app = typer.Typer(
-    help="Serve a gallery, add images to it, search it.",
+    help="Serve a gallery, add images to it, search it, upgrade it.",
     epilog="Example: samespace gallery serve --bundle cloud.samespace --data ./gallery",
     no_args_is_help=True,
     add_completion=False,
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.add_typer(keys_app, name="key")
 app.command(epilog="Example: samespace gallery add photos/ --bundle cloud.samespace")(add)
 app.command(epilog="Example: samespace gallery stats --gallery http://127.0.0.1:8765")(stats)
+add_commands(app)
 
 _Bundle = Annotated[Path, typer.Option("--bundle", help="The bundle that embeds.", show_default=False)]
 _Gallery = Annotated[str, typer.Option("--gallery", help="URL of the service.")]

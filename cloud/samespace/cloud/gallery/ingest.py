@@ -7,12 +7,13 @@ and what the service has acknowledged need not be embedded again.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from samespace.cloud.parquet import load_pyarrow
 from samespace.sdk.embedder import Embedder
@@ -20,7 +21,7 @@ from samespace.sdk.errors import DataError, ImageError, SpaceMismatchError
 from samespace.sdk.gallery.client import GalleryClient, NewItem
 from samespace.sdk.identity import digest
 
-__all__ = ["ImageFile", "IngestReport", "find_images", "ingest"]
+__all__ = ["ImageFile", "IngestReport", "embed_readable", "find_images", "ingest"]
 
 _PARQUET = (".parquet", ".pq")
 _SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -112,13 +113,30 @@ def ingest(
             _read(image, fresh, seen, report)
         known = client.known(fresh) if fresh else set()
         report.known += len(known)
-        items = list(_embedded(embedder, {key: value for key, value in fresh.items() if key not in known}, report))
+        wanted = {key: data for key, (_, data) in fresh.items() if key not in known}
+        vectors, broken = embed_readable(embedder, wanted)
+        report.broken.extend((fresh[item_id][0].path, reason) for item_id, reason in broken.items())
+        items = [NewItem(item_id, vector, fresh[item_id][0].metadata) for item_id, vector in vectors.items()]
         if items:
             ids = client.add(items)
             report.added += len(ids)
             acknowledged(ids)
         advance(len(files))
     return report
+
+
+def embed_readable(
+    embedder: Embedder, images: Mapping[str, bytes]
+) -> tuple[dict[str, npt.NDArray[np.float32]], dict[str, str]]:
+    """Embeddings of the images that can be decoded, by key, and why the others cannot."""
+    tensors, broken = {}, {}
+    for key, data in images.items():
+        try:
+            tensors[key] = embedder.preprocess(data)
+        except ImageError as error:
+            broken[key] = str(error).removeprefix("<bytes>: ")
+    rows = embedder.embed_tensors(np.stack(list(tensors.values()))) if tensors else ()
+    return dict(zip(tensors, rows, strict=True)), broken
 
 
 def _read(image: ImageFile, fresh: dict[str, tuple[ImageFile, bytes]], seen: set[str], report: IngestReport) -> None:
@@ -133,20 +151,6 @@ def _read(image: ImageFile, fresh: dict[str, tuple[ImageFile, bytes]], seen: set
         return
     seen.add(item_id)
     fresh[item_id] = (image, data)
-
-
-def _embedded(embedder: Embedder, files: dict[str, tuple[ImageFile, bytes]], report: IngestReport) -> Iterator[NewItem]:
-    tensors, kept = [], []
-    for item_id, (image, data) in files.items():
-        try:
-            tensors.append(embedder.preprocess(data))
-            kept.append((item_id, image))
-        except ImageError as error:
-            report.broken.append((image.path, str(error).removeprefix("<bytes>: ")))
-    if not tensors:
-        return
-    for (item_id, image), vector in zip(kept, embedder.embed_tensors(np.stack(tensors)), strict=True):
-        yield NewItem(item_id, vector, image.metadata)
 
 
 def _from_folder(path: Path) -> dict[str, str]:
