@@ -272,11 +272,11 @@ def _recall(client: GalleryClient, name: str) -> float:
 
 def toy_bundles(folder: Path) -> dict[str, str]:
     """The small bundles that the tests use."""
-    world = _test_world().GalleryWorld(folder)
+    world = test_world().GalleryWorld(folder)
     return {name: str(world.bundle(name)) for name in MODELS}
 
 
-def _test_world() -> ModuleType:
+def test_world() -> ModuleType:
     path = ROOT / "tests" / "cloud" / "gallery" / "conftest.py"
     spec = importlib.util.spec_from_file_location("gallery_test_world", path)
     assert spec is not None
