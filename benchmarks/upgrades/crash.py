@@ -90,7 +90,7 @@ class Held:
 
 @dataclass
 class Crashes:
-    """What was seen over all rounds; all but ``rounds``, ``checked`` and ``answers`` must be 0."""
+    """What was seen over all rounds; all but ``rounds``, ``checked`` and ``answers`` must be 0. ``said``: wrong answers."""
 
     rounds: Counter[str] = field(default_factory=Counter)
     checked: int = 0
@@ -101,6 +101,7 @@ class Crashes:
     torn: int = 0
     undeclared: int = 0
     unfinished: int = 0
+    said: list[str] = field(default_factory=list)
 
     @property
     def wrong(self) -> dict[str, int]:
@@ -276,7 +277,9 @@ def _take(line: str, held: Held, seen: Crashes) -> None:
     told = json.loads(line)
     if "answer" in told:
         seen.answers += 1
-        seen.undeclared += bool(told["answer"])
+        if told["answer"]:
+            seen.undeclared += 1
+            seen.said.append(told["answer"])
     else:
         held.take(told)
 
@@ -365,7 +368,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="samespace-kills-") as name:
         os.environ["SAMESPACE_CONFIG_DIR"] = name
         seen = crash(Path(name), toy_upgrade(Path(name)), options.rounds, options.seed)
-    print(f"{dict(seen.rounds)} kills, {seen.checked} item checks, {seen.answers} answers: {seen.wrong}")
+    print(f"{dict(seen.rounds)} kills, {seen.checked} item checks, {seen.answers} answers: {seen.wrong}", *seen.said, sep="\n")
     sys.exit(any(seen.wrong.values()))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -87,22 +88,25 @@ class Layers:
     def get(self, ids: Iterable[str]) -> dict[str, tuple[str, StoredItem]]:
         """Those of the items that are there, each with the model that embedded it."""
         wanted, found = list(ids), {}
-        for layer in self.layers:
-            if absent := [item_id for item_id in wanted if item_id not in found]:
-                there = self._index.get(layer.partition, absent)
-                found |= {item_id: (layer.model_id, item) for item_id, item in there.items()}
+        with self._one_moment():
+            for layer in self.layers:
+                if absent := [item_id for item_id in wanted if item_id not in found]:
+                    there = self._index.get(layer.partition, absent)
+                    found |= {item_id: (layer.model_id, item) for item_id, item in there.items()}
         return found
 
     def known(self, ids: Sequence[str]) -> set[str]:
         """Which of the ids are there."""
-        return set().union(*(self._index.known(layer.partition, ids) for layer in self.layers))
+        with self._one_moment():
+            return set().union(*(self._index.known(layer.partition, ids) for layer in self.layers))
 
     def scan(self, after: str, limit: int) -> list[tuple[str, StoredItem]]:
         """Up to ``limit`` items whose ids come after ``after``, by id, each with the model that embedded it."""
         found: dict[str, tuple[str, StoredItem]] = {}
-        for layer in self.layers:
-            for item in self._index.scan(layer.partition, after, limit):
-                found.setdefault(item.item_id, (layer.model_id, item))
+        with self._one_moment():
+            for layer in self.layers:
+                for item in self._index.scan(layer.partition, after, limit):
+                    found.setdefault(item.item_id, (layer.model_id, item))
         return [found[item_id] for item_id in sorted(found)[:limit]]
 
     def count(self) -> int:
@@ -121,17 +125,17 @@ class Layers:
     ) -> list[list[Hit]]:
         """As :meth:`VectorIndex.search`, over all layers; scores are on the first layer's scale."""
         first, *rest = self.layers
-        plain = where is None and after is None
-        found = (
-            self._index.search(first.partition, queries, k, exact=exact)
-            if plain
-            else self._index.search(first.partition, queries, k, exact=exact, where=where, after=after)
-        )
-        for layer in rest:
-            if self._left_over.count(layer.partition, first.partition):
-                others = self._others(layer, first.partition, queries, k, exact=exact, where=where, after=after)
-                found = [_ranked([*hits, *more])[:k] for hits, more in zip(found, others, strict=True)]
+        with self._one_moment():
+            found = self._index.search(first.partition, queries, k, exact=exact, where=where, after=after)
+            for layer in rest:
+                if self._left_over.count(layer.partition, first.partition):
+                    others = self._others(layer, first.partition, queries, k, exact=exact, where=where, after=after)
+                    found = [_merged(hits, more)[:k] for hits, more in zip(found, others, strict=True)]
         return found
+
+    def _one_moment(self) -> AbstractContextManager[None]:
+        """An item that goes from one layer to another while both are read is neither missed nor found twice."""
+        return self._index.snapshot() if len(self.layers) > 1 else nullcontext()
 
     def _others(
         self,
@@ -159,5 +163,8 @@ class Layers:
             limit *= 2
 
 
-def _ranked(hits: list[Hit]) -> list[Hit]:
-    return sorted(hits, key=lambda hit: (-hit.score, hit.item_id))
+def _merged(hits: list[Hit], others: list[Hit]) -> list[Hit]:
+    """One ranking. A store without snapshots may have found an item twice."""
+    ids = {hit.item_id for hit in hits}
+    every = [*hits, *(hit for hit in others if hit.item_id not in ids)]
+    return sorted(every, key=lambda hit: (-hit.score, hit.item_id))

@@ -124,6 +124,15 @@ class Database:
                 self._mine.connection = None
 
     @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """What is read inside is of one moment. Within :meth:`transaction` it is what that one sees."""
+        outermost = getattr(self._mine, "connection", None) is None
+        with self.transaction() as connection:
+            if outermost:
+                connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            yield
+
+    @contextmanager
     def statement(self) -> Iterator[Connection]:
         """A connection for statements that are a transaction each, which saves two round trips; within :meth:`transaction`
         of the same thread they are parts of that one. Errors as there.

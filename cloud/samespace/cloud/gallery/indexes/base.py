@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -110,6 +111,10 @@ class VectorIndex(Protocol):
 
     def count(self, model_id: str, *, without: str | None = None) -> int:
         """How many items the model has; with ``without``, how many of them that other model has not."""
+        ...
+
+    def snapshot(self) -> AbstractContextManager[None]:
+        """Inside it, all that this thread reads is of one moment, where the store can do that (Milvus cannot)."""
         ...
 
     def close(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import heapq
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +21,7 @@ class MemoryIndex:
     """Compares every query with every vector. Nothing outlives the process."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._models: dict[str, dict[str, StoredItem]] = {}
         self._dims: dict[str, int] = {}
         #: Built by the first search after a change, so that adding in many small batches stays linear.
@@ -84,6 +86,9 @@ class MemoryIndex:
     def count(self, model_id: str, *, without: str | None = None) -> int:
         with self._lock:
             return len(self._models[model_id].keys() - (self._models[without].keys() if without else set()))
+
+    def snapshot(self) -> AbstractContextManager[Any]:
+        return self._lock
 
     def close(self) -> None:
         """Nothing to give back."""

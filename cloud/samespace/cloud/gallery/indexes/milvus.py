@@ -12,6 +12,7 @@ import heapq
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
@@ -150,6 +151,9 @@ class MilvusIndex:
             return sum(len(self._other_than(without, page)) for page in self._pages(model_id))
         rows = self._query(model_id, 'id != ""', ["count(*)"], None)
         return int(rows[0]["count(*)"])
+
+    def snapshot(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def close(self) -> None:
         self._client.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, LiteralString
 
 import numpy as np
@@ -182,6 +183,9 @@ class PgVectorIndex:
             row = connection.execute(statement, (model_id, without)).fetchone()
         assert row is not None
         return row[0]
+
+    def snapshot(self) -> AbstractContextManager[None]:
+        return self._database.snapshot()
 
     def close(self) -> None:
         self._database.close()
