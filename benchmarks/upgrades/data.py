@@ -10,7 +10,6 @@ import csv
 import hashlib
 import io
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 from samespace.cloud.data import make_split
@@ -18,18 +17,10 @@ from samespace.cloud.data.config import EmojiConfig, Size
 from samespace.cloud.data.kinds import open_dataset
 from samespace.sdk.files import atomic_write
 
-__all__ = ["SHARES", "HeldOut", "held_out", "prepare"]
+__all__ = ["SHARES", "in_development", "prepare"]
 
 #: Share of the trained classes, in percent, that each generation knows.
 SHARES = (25, 50, 75, 100)
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Pictures of trained classes that nobody trains on, by file and class."""
-
-    files: tuple[Path, ...]
-    labels: tuple[str, ...]
 
 
 def prepare(folder: Path, size: Size) -> None:
@@ -66,11 +57,9 @@ def prepare(folder: Path, size: Size) -> None:
     _table(folder / "held-out.csv", ("path", "label"), rows)
 
 
-def held_out(folder: Path) -> HeldOut:
-    """What :func:`prepare` kept from all training."""
-    with (folder / "held-out.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return HeldOut(tuple(folder / row["path"] for row in rows), tuple(row["label"] for row in rows))
+def in_development(path: str) -> bool:
+    """Whether a held-out picture is of the half by which settings are chosen."""
+    return bool(_draw(f"development:{path}", 2))
 
 
 def _draw(name: str, sides: int) -> int:
