@@ -45,8 +45,8 @@ class Cells:
     def generation(self, seed: int, run: str, tier: str) -> Generation:
         """What a model of a run makes of the test pictures."""
         rows = _tensors(self.run(seed, run) / "embeddings" / f"{tier}.safetensors")
-        model_id = json.loads((self.run(seed, run) / "models" / f"{tier}.json").read_bytes())["weights_sha256"]
-        return Generation(f"{run}/{tier}", f"m-{model_id[:32]}", rows["query"], rows["gallery"])
+        weights = json.loads((self.run(seed, run) / "models" / f"{tier}.json").read_bytes())["weights_sha256"]
+        return Generation(f"{run}/{tier}", f"m-{weights[:32]}", rows["query"], rows["gallery"])
 
 
 @cache
