@@ -30,6 +30,7 @@ def drawn(seed: int, count: int = 6) -> tuple[Batch, Partner]:
     batch = Batch(unit(count, 3, seed=seed), labels, head=unit(4, 3, seed=seed + 1))
     gallery = Gallery(unit(30, 3, seed=seed + 2), torch.arange(30) % 4)
     supplied = {Need.EMBEDDING: unit(count, 3, seed=seed + 3), Need.HEAD: unit(4, 3, seed=seed + 4), Need.GALLERY: gallery}
+    supplied[Need.KNOWN] = torch.tensor([True, False, True, False])
     return batch, Partner({**supplied, Need.TEACHERS: SCALE * unit(count, 3, seed=seed + 5) @ unit(4, 3, seed=seed + 6).T})
 
 
@@ -77,6 +78,32 @@ def test_at_a_high_temperature_both_distances_say_the_same() -> None:
     difference = SCALE * (batch.embedding @ batch.head.T - partner.embedding @ partner.head.T)
     means = difference.mean(1).square().mean().item() / 2
     assert kl(batch, partner).item() == pytest.approx(plain(batch, partner).item() - means, rel=1e-3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seeds, st.sampled_from(["kl", "logits"]))
+def test_focal_distillation_of_known_classes_does_not_look_at_others(seed: int, distance: str) -> None:
+    batch, partner = drawn(seed)
+    assert batch.head is not None
+    loss = build_loss("focal_distillation", SHAPE, {"distance": distance, "classes": "known"})
+    turned, others = batch.head.clone(), ~partner.known
+    turned[others] = -turned[others]
+    same = loss(Batch(batch.embedding, batch.labels, head=turned), partner)
+    assert same.item() == pytest.approx(loss(batch, partner).item(), rel=1e-12)
+    turned[partner.known] = -turned[partner.known]
+    assert loss(Batch(batch.embedding, batch.labels, head=turned), partner).item() != pytest.approx(same.item(), rel=1e-3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seeds, st.sampled_from([0.0, 2.0]))
+def test_margin_preserving_is_its_formula(seed: int, bias: float) -> None:
+    batch, partner = drawn(seed)
+    assert batch.head is not None
+    known, total = partner.known.tolist(), 0.0
+    for new, label in zip(logits(batch.embedding, batch.head), batch.labels.tolist(), strict=True):
+        raised = [value + (0.0 if known[c] else bias) for c, value in enumerate(new)]
+        total -= math.log(softmax(raised, 1.0)[label]) if known[label] else 0.0
+    assert build_loss("margin_preserving", SHAPE, {"bias": bias})(batch, partner).item() == pytest.approx(total / 6, abs=1e-9)
 
 
 @settings(max_examples=30, deadline=None)
@@ -185,7 +212,7 @@ def test_credible_positives_count_for_more() -> None:
     assert credible(near, partner) < credible(swapped, partner) / 2
 
 
-@pytest.mark.parametrize("name", ["focal_distillation", "naive_reweighting", "logit_difference", "lce"])
+@pytest.mark.parametrize("name", ["focal_distillation", "margin_preserving", "naive_reweighting", "logit_difference", "lce"])
 def test_what_reads_own_class_weights_says_that_there_are_none(name: str) -> None:
     batch, partner = drawn(0)
     with pytest.raises(ConfigError, match="cosine_softmax"):

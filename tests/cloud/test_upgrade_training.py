@@ -23,7 +23,7 @@ from samespace.cloud.recipe.parts import FlipSpec
 from samespace.cloud.toml import to_toml
 from samespace.cloud.training import TrainedRun, train
 from samespace.cloud.training.data import load_training_data
-from samespace.cloud.training.partners import read_founder, read_head, take_over
+from samespace.cloud.training.partners import partner_of, read_founder, read_head, take_over
 from samespace.cloud.training.teachers import mean_logits, read_teachers
 from samespace.cloud.training.tier import Tier, build_tier
 from samespace.export.run import read_run
@@ -129,6 +129,8 @@ def test_classes_that_the_old_model_did_not_learn_get_its_mean_embedding(
             expected = embed(tier.model, data.prepared(members, preprocess), preprocess).mean(0)
             expected /= np.linalg.norm(expected)
         np.testing.assert_allclose(head[row].detach().numpy(), expected, atol=1e-5)
+    supplied = partner_of(tier, tier.observe(torch.zeros(2, 3, preprocess.size, preprocess.size)))
+    assert supplied.known.tolist() == [label in founder.classes for label in data.classes]
 
 
 def test_renamed_classes_keep_their_prototypes(upgrade: Make, old: TrainedRun, tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ class Need(Enum):
     EMBEDDING = "embedding"
     #: ``(classes, d)`` unit rows: the partner's class weights.
     HEAD = "head"
+    #: ``(classes,)`` bool: classes that the partner learnt; what is its head's row of another one was made of its embeddings.
+    KNOWN = "known classes"
     #: Feature maps ``(n, channels, h, w)`` of the same augmented images, one a stage, first stage first.
     STAGES = "stages"
     #: A :class:`Gallery`: the partner's embeddings of all training images. Needs a partner that stands still.
@@ -140,6 +142,11 @@ class Partner:
     def head(self) -> Tensor:
         """``(classes, d)`` unit rows, row c for class c."""
         return self._get(Need.HEAD)
+
+    @property
+    def known(self) -> Tensor:
+        """``(classes,)`` bool: which classes the partner learnt."""
+        return self._get(Need.KNOWN)
 
     @property
     def stages(self) -> tuple[Tensor, ...]:

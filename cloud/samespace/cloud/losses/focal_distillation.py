@@ -38,12 +38,14 @@ class FocalDistillation(CompatibilityLoss):
         scale: of cosines into logits, on both sides.
         head: whose class weights make z^n: ``own``, so that the model's own classifications flip less; or ``partner``, so that
             the old ones do: for retrieval, where a class is near its old prototype or not found.
+        classes: whether D is about ``all`` classes, or the ``known`` ones alone, where the update adds some: of a class that it
+            did not learn the partner knows little.
 
     Raises:
         ConfigError: ``head = "own"`` for a model that has no class weights.
     """
 
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.EMBEDDING, Need.HEAD})
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.EMBEDDING, Need.HEAD, Need.KNOWN})
     joins: ClassVar[bool] = False
 
     def __init__(
@@ -56,10 +58,11 @@ class FocalDistillation(CompatibilityLoss):
         temperature: Temperature = 100.0,
         scale: Scale = 16.0,
         head: Literal["own", "partner"] = "own",
+        classes: Literal["all", "known"] = "all",
     ) -> None:
         super().__init__()
         self.distance, self.alpha, self.beta, self.temperature = distance, alpha, beta, temperature
-        self.scale, self.reader = scale, head
+        self.scale, self.reader, self.classes = scale, head, classes
 
     def forward(self, batch: Batch, partner: Partner) -> Tensor:
         head = batch.head if self.reader == "own" else partner.head
@@ -68,8 +71,9 @@ class FocalDistillation(CompatibilityLoss):
                 "focal_distillation compares the model's own classifications with the partner's: give the model cosine_softmax "
                 "too, or set head = 'partner'"
             )
-        old = self.scale * partner.embedding @ partner.head.T
-        new = self.scale * batch.embedding @ head.T
+        compared = partner.known if self.classes == "known" else slice(None)
+        old = self.scale * partner.embedding @ partner.head[compared].T
+        new = self.scale * batch.embedding @ head[compared].T
         costs = 1.0 if batch.costs is None else batch.costs
         weights = self.alpha + self.beta * costs * right_before(batch, partner)
         return (weights * self._distance(new, old)).mean()

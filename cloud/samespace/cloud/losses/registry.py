@@ -18,6 +18,7 @@ from samespace.cloud.losses.focal_distillation import FocalDistillation
 from samespace.cloud.losses.hoc import HigherOrderCompatibility
 from samespace.cloud.losses.lce import CompatibleEmbedding
 from samespace.cloud.losses.logit_difference import LogitDifference
+from samespace.cloud.losses.margin_preserving import MarginPreserving
 from samespace.cloud.losses.naive_reweighting import NaiveReweighting
 from samespace.cloud.losses.partner_head import PartnerHead
 from samespace.cloud.losses.ract import RegressionAlleviating
@@ -50,6 +51,7 @@ LOSSES: dict[str, type[CompatibilityLoss]] = {
     "hoc": HigherOrderCompatibility,
     "lce": CompatibleEmbedding,
     "logit_difference": LogitDifference,
+    "margin_preserving": MarginPreserving,
     "naive_reweighting": NaiveReweighting,
     "ract": RegressionAlleviating,
 }

@@ -97,6 +97,7 @@ def take_over(tier: Tier, founder: Founder, recipe: Recipe, data: TrainingData) 
         )
     tier.model.load_state_dict(founder.model.build().state_dict())
     head = torch.stack([founder.head[known[name]] if name in known else torch.zeros(spec.dim) for name in names])
+    tier.known = torch.tensor([name in known for name in names])
     if unknown := [number for number, name in enumerate(names) if name not in known]:
         head[unknown] = _prototypes(tier, recipe, data, unknown)
     for loss in tier.terms.values():
@@ -139,6 +140,8 @@ def partner_of(tier: Tier, observed: Observed, gallery: Gallery | None = None) -
         )
     # A copy: this step's head, whatever the optimiser does to it next.
     supplied: dict[Need, Any] = {Need.EMBEDDING: observed.embedding.detach(), Need.HEAD: head.detach().clone()}
+    learnt = torch.ones(len(head), dtype=torch.bool) if tier.known is None else tier.known
+    supplied[Need.KNOWN] = learnt.to(head.device)
     if observed.stages:
         supplied[Need.STAGES] = observed.detach().stages
     if gallery is not None:

@@ -87,6 +87,8 @@ class Tier(nn.Module):
         self.weights = dict(weights)
         self.widths = widths(dim, prefixes)
         self.gives_stages = gives_stages
+        #: ``(classes,)`` bool, which classes a model that was taken over had learnt; None: all.
+        self.known: Tensor | None = None
 
     @property
     def needs(self) -> frozenset[Need]:
