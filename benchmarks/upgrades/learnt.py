@@ -40,7 +40,9 @@ class Learnt:
             data = self.data()
             model = read_run(self.run(member)).models[member[1]]
             network, preprocess = model.build(), model.record.preprocess
-            found = {part: embed(network, data.prepared(rows, preprocess), preprocess) for part, rows in self._parts(data).items()}
+            found = {
+                part: embed(network, data.prepared(rows, preprocess), preprocess) for part, rows in self._parts(data).items()
+            }
             kept.parent.mkdir(parents=True, exist_ok=True)
             np.savez(kept, **found)  # type: ignore[arg-type]
         with np.load(kept) as file:

@@ -53,8 +53,19 @@ CHAINS = ("bct", "combined")
 FLIP_WEIGHTS = (0.1, 0.5, 1.0, 5.0)
 #: The same for retrieval, among which validation classes choose.
 RETRIEVAL_WEIGHTS = (0.1, 1.0)
-#: Runs of a class-growing update: without and with focal distillation.
-GROWING = {"growing-bct": _BCT, "growing-fd": {**_BCT, "focal_distillation": {"distance": "logits", "head": "own"}}}
+#: Runs of a class-growing update: without and with focal distillation, and bias-corrected (MPT).
+GROWING: dict[str, dict[str, Any]] = {
+    "growing-bct": _BCT,
+    "growing-fd": {**_BCT, "focal_distillation": {"distance": "logits", "head": "own"}},
+    "growing-mpt": {
+        **_BCT,
+        "focal_distillation": {"distance": "logits", "head": "own", "classes": "known"},
+        "margin_preserving": {},
+        "logit_difference": {},
+    },
+}
+#: Independently trained on the same data as the growing updates: the second source of the bias-corrected one.
+FREE = "flips-new-0"
 MEMBERS = 3
 
 
@@ -180,8 +191,9 @@ def _growing(scale: Scale, seed: int) -> list[Run]:
     name, width, steps = "growing-old", scale.flip_width, scale.flip_steps
     found = [Run(name, _recipe(name, scale, 10 * seed + 1, 50, steps, {"cloud": _cloud(width)}))]
     for run, losses in GROWING.items():
-        models = {"cloud": _cloud(width, losses)}
-        found.append(Run(run, _recipe(run, scale, 10 * seed + 1 + MEMBERS, 100, steps, models), name))
+        recipe = _recipe(run, scale, 10 * seed + 1 + MEMBERS, 100, steps, {"cloud": _cloud(width, losses)})
+        teachers = {"teachers": [f"../runs/{FREE}"]} if "logit_difference" in losses else {}
+        found.append(Run(run, recipe | teachers, name))
     return found
 
 
