@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from cells import Cells
-from paired import Figure, mean_of
+from paired import mean_of
 from protocol import CONTROL, DEFAULT, LOSSES, OTHERS, PAIR, WITHOUT_OWN
-
-from samespace.sdk.files import atomic_write
+from shown import markdown, saved, text
 
 __all__ = ["plots", "tables"]
 
@@ -55,11 +54,11 @@ def _architectures(cells: Cells, macs: Mapping[str, int], cloud_macs: int) -> st
         own, cross = (cells.figure(name, DEFAULT, side) for side in ("own", "cross"))
         cost = f"{macs[name] / 1e6:.2f} M ({cloud_macs / macs[name]:.0f} x)"
         control = cells.figure(name, CONTROL, "cross")
-        figures = _text(control), _text(alone), _text(own), _text(cross), _text(cross - alone), _text(cross / paragon, 1, 2)
+        figures = text(control), text(alone), text(own), text(cross), text(cross - alone), text(cross / paragon, 1, 2)
         rows.append([name, cost, *figures])
     head = ["network", "MACs (fewer)", "control M(q,g)", "control M(q,q)", "M(q,q)", "M(q,g)", "M(q,g) - control M(q,q)", "H"]
-    cloud = f"\nM(g,g) of the cloud model, {cloud_macs / 1e6:.1f} M MACs: {_text(paragon)}.\n"
-    return _markdown(head, rows) + cloud if rows else ""
+    cloud = f"\nM(g,g) of the cloud model, {cloud_macs / 1e6:.1f} M MACs: {text(paragon)}.\n"
+    return markdown(head, rows) + cloud if rows else ""
 
 
 def _losses(cells: Cells) -> str:
@@ -73,8 +72,8 @@ def _losses(cells: Cells) -> str:
         cross = {name: cells.figure(name, loss, "cross") for name in names}
         own = mean_of([cells.figure(name, loss, "own") for name in names])
         single = [f"{100 * cross[name].value:.1f}" for name in names]
-        rows.append([loss, _text(mean_of(list(cross.values()))), _text(own), *single])
-    return _markdown(["loss", "mean M(q,g)", "mean M(q,q)", *names], rows)
+        rows.append([loss, text(mean_of(list(cross.values()))), text(own), *single])
+    return markdown(["loss", "mean M(q,g)", "mean M(q,q)", *names], rows)
 
 
 def _most(cells: Cells, table: Callable[[Cells], str]) -> str:
@@ -96,18 +95,18 @@ def _on_pair(cells: Cells, losses: Iterable[str], each: bool = True) -> str:
         names = [name for name in PAIR if cells.has(name, loss)]
         if each and names:
             cells_of = [(name, side) for name in PAIR for side in sides]
-            rows.append([loss, *(_text(cells.figure(n, loss, side)) if n in names else "-" for n, side in cells_of)])
+            rows.append([loss, *(text(cells.figure(n, loss, side)) if n in names else "-" for n, side in cells_of)])
         elif names == list(PAIR):
-            rows.append([loss, *(_text(mean_of([cells.figure(name, loss, side) for name in PAIR])) for side in sides)])
+            rows.append([loss, *(text(mean_of([cells.figure(name, loss, side) for name in PAIR])) for side in sides)])
     rows.sort(key=lambda row: -_leading(row[1]))
     of = PAIR if each else ("mean",)
-    return _markdown(["loss", *(f"{name} {cell}" for name in of for cell in ("M(q,g)", "M(q,q)"))], rows)
+    return markdown(["loss", *(f"{name} {cell}" for name in of for cell in ("M(q,g)", "M(q,q)"))], rows)
 
 
 def _peers(cells: Cells) -> str:
-    rows = [[name, _text(cells.other("peers", name))] for name in cells.others("peers")]
+    rows = [[name, text(cells.other("peers", name))] for name in cells.others("peers")]
     rows.sort(key=lambda row: -_leading(row[1]))
-    return _markdown(["pytorch-metric-learning", "M(q,g)"], rows) if rows else ""
+    return markdown(["pytorch-metric-learning", "M(q,g)"], rows) if rows else ""
 
 
 def _search(cells: Cells, winners: Mapping[str, int], cloud_macs: int) -> str:
@@ -117,23 +116,14 @@ def _search(cells: Cells, winners: Mapping[str, int], cloud_macs: int) -> str:
             alone, own, cross = (cells.other("search", name, side) for side in ("alone", "own", "cross"))
         except KeyError:
             return ""
-        figures = _text(alone), _text(own), _text(cross), _text(cross - alone), _text(cross / cells.best(), 1, 2)
+        figures = text(alone), text(own), text(cross), text(cross - alone), text(cross / cells.best(), 1, 2)
         rows.append([name.upper(), f"{macs / 1e6:.2f} M ({cloud_macs / macs:.0f} x)", *figures])
     head = ["won by", "MACs (fewer)", "control M(q,q)", "M(q,q)", "M(q,g)", "M(q,g) - control M(q,q)", "H"]
-    return _markdown(head, rows) if rows else ""
+    return markdown(head, rows) if rows else ""
 
 
-def _leading(text: str) -> float:
-    return float(text.split()[0]) if text != "-" else -1.0
-
-
-def _text(figure: Figure, scale: float = 100, digits: int = 1) -> str:
-    return figure.estimate.text(scale, digits)
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def _leading(shown: str) -> float:
+    return float(shown.split()[0]) if shown != "-" else -1.0
 
 
 def _orders_plot(cells: Cells, names: Sequence[str], path: Path) -> str:
@@ -152,7 +142,7 @@ def _orders_plot(cells: Cells, names: Sequence[str], path: Path) -> str:
     axes.set_xlabel("M(q,q), R@1 %: the network in a gallery of its own")
     axes.set_ylabel("M(q,g), R@1 %: in the cloud model's gallery")
     axes.set_title("Networks of equal cost, trained with head + regression")
-    return _saved(canvas, path)
+    return saved(canvas, path)
 
 
 def _losses_plot(cells: Cells, names: Sequence[str], losses: Sequence[str], path: Path) -> str:
@@ -177,13 +167,4 @@ def _losses_plot(cells: Cells, names: Sequence[str], losses: Sequence[str], path
     axes.set_ylabel("M(q,g), R@1 %")
     canvas.legend(loc="outside lower center", ncols=3, frameon=False)
     axes.set_ylim(bottom=0)
-    return _saved(canvas, path)
-
-
-def _saved(canvas, path: Path) -> str:
-    import io
-
-    buffer = io.BytesIO()
-    canvas.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    atomic_write(path, buffer.getvalue())
-    return path.name
+    return saved(canvas, path)

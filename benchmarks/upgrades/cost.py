@@ -1,7 +1,7 @@
 """What an upgrade of a large gallery costs: without a backfill, with an adapter, and with one, as far as it is measured.
 
-The gallery is a real service on a real database, with the vectors of ``benchmarks/gallery``; its two small models are those of the
-tests, the successor's vectors are the old ones with some noise. Times do not depend on what the vectors mean.
+The gallery is a real service on a real database, with the vectors of ``benchmarks/gallery``; its two small models are those of
+the tests, the successor's vectors are the old ones with some noise. Times do not depend on what the vectors mean.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """kill -9 of client, service and database at random moments of an upgrade under load, and what is left afterwards.
 
-A loading process adds, deletes, backfills to both models, promotes and rolls back, one operation after the other, and tells each
-acknowledgement at once; beside it others search with the old and with the new model. At a random moment one of the three is
-killed; everything is started again, and both models' vectors are compared, item by item, with what was acknowledged: the old or
-the new model serves, as was last acknowledged or asked for; nothing is lost, torn or mixed; and the backfill goes on to its end.
+A loading process adds, deletes, backfills to both models, promotes and rolls back, one operation after the other, and tells
+each acknowledgement at once; beside it others search with the old and with the new model. At a random moment one of the three
+is killed; everything is started again, and both models' vectors are compared, item by item, with what was acknowledged: the old
+or the new model serves, as was last acknowledged or asked for; nothing is lost, torn or mixed; the backfill goes on to its end.
 """
 
 from __future__ import annotations
@@ -166,14 +166,14 @@ def load(url: str, bundles: dict[str, str], report: Path, held: Held, seed: int)
         if kind == "delete" and known:
             item_id = chance.choice(known)
             change = {name: {item_id: None} for name in MODELS if item_id in held.items[name]}
-            _told(held, {"change": change}, lambda item_id=item_id: actor.clients[serving].delete(item_id))
+            _told(held, {"change": change}, lambda item_id=item_id, client=actor.clients[serving]: client.delete(item_id))
             continue
         ids = chance.sample(known, min(BATCH, len(known))) if kind == "replace" else []
         ids = ids or [f"{seed}-{number}-{place}" for place in range(BATCH)]
         version = {i: 1 + max(held.items[name].get(i, 0) for name in MODELS) for i in ids}
         change = {serving: dict(version), other: {i: None for i in ids if i in held.items[other]}}
         items = [NewItem(i, vector_of(serving, i, v), {"version": v}) for i, v in version.items()]
-        _told(held, {"change": change}, lambda items=items: actor.clients[serving].add(items))
+        _told(held, {"change": change}, lambda items=items, client=actor.clients[serving]: client.add(items))
 
 
 def crash(folder: Path, world, rounds: int, seed: int) -> Crashes:

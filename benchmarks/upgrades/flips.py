@@ -101,7 +101,7 @@ def retrieved(cells: Cells) -> Update:
 
 
 def ensembles(found: Classified) -> Update:
-    """A single model's update, an ensemble's, and that of a student of either (ELODI); nothing is chosen, all pictures count."""
+    """A single model's update, an ensemble's, and a student's (ELODI); nothing is chosen, so all pictures count."""
 
     def members(side: str) -> list[Member]:
         return [(f"flips-{side}-{number}", "cloud") for number in range(MEMBERS)]
@@ -119,9 +119,9 @@ def growing(found: Classified) -> Update:
     """An update that knows twice as many classes: flips of pictures of the classes that the old model knew."""
     known = ("growing-old", "cloud")
     old = found.correct(known, known=known)
-    names = {"none": "growing-bct", "fd": "growing-fd"}
+    names = {"none": "growing-bct", "fd": "growing-fd", "mpt": "growing-mpt"}
     figures = _figures({name: _pair(old, found.correct((run, "cloud"), known=known)) for name, run in names.items()})
-    return Update(figures.pop("none"), figures, "fd")
+    return Update(figures.pop("none"), figures, "mpt")
 
 
 def _pair(old: npt.NDArray[np.bool_], new: npt.NDArray[np.bool_]) -> tuple[Outcomes, Outcomes]:

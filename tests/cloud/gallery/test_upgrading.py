@@ -160,7 +160,7 @@ def test_pages_of_a_mixed_gallery_are_its_ranking(upgraded: Upgraded) -> None:
 def test_nothing_goes_live_without_a_pass(in_memory: Gallery, gallery_world) -> None:
     bad = Upgraded(in_memory, gallery_world, "stranger")
     assert bad.successor.outcome == "fail"
-    with pytest.raises(UpgradeRefusedError, match="must not go live: fail: .*--force REASON"):
+    with pytest.raises(UpgradeRefusedError, match=r"must not go live: fail: .*--force REASON"):
         in_memory.upgrades.promote(bad.space_id)
     with pytest.raises(UpgradeRefusedError, match="must not go live"):
         in_memory.upgrades.promote(bad.space_id, force="  ")
@@ -201,7 +201,7 @@ def test_the_end_loses_nothing(upgraded: Upgraded) -> None:
     upgrades, place = upgraded.gallery.upgrades, upgraded.space_id
     upgrades.promote(place)
     upgraded.backfill(sorted(upgraded.images)[1:])
-    with pytest.raises(UpgradeRefusedError, match="1 items are there by .* alone and would be lost"):
+    with pytest.raises(UpgradeRefusedError, match=r"1 items are there by .* alone and would be lost"):
         upgrades.finish(place)
     state = upgrades.state(place)
     assert (state.items, state.embedded, state.only_new) == (COUNT, COUNT - 1, 0)
