@@ -25,10 +25,11 @@ sys.path.append(str(Path(__file__).parents[1] / "gallery"))
 
 import httpx
 import numpy as np
-from kills import Served, test_world, vector_of
+from kills import DIM, Served, test_world, vector_of
 
 from samespace.cloud.gallery.backfill import plan_backfill
 from samespace.cloud.gallery.remote_upgrade import decide, register, state
+from samespace.cloud.gallery.vectors import checked_vectors
 from samespace.cloud.upgrades import read_report
 from samespace.sdk.errors import GalleryUnavailableError, SamespaceError
 from samespace.sdk.gallery import GalleryClient
@@ -249,7 +250,8 @@ def _say(what: dict) -> None:
 
 def _all_kept(kept: tuple[str, ...], ids: list[str]) -> None:
     if set(kept) != set(ids):
-        raise SystemExit(f"kept {len(kept)} of {len(ids)}")
+        _say({"answer": f"backfill kept {len(kept)} of {len(ids)}"})
+        raise SystemExit(1)
 
 
 def _search_on(url: str, bundle: str, name: str, maps: dict[str, ScoreMap]) -> None:
@@ -325,13 +327,21 @@ def _finish(url: str, bundles: dict[str, str], held: Held, seen: Crashes) -> Non
     actor = Actor(url, bundles)
     actor.switch("successor")
     left = [work.item_id for work in plan_backfill(actor.clients["successor"], "random")]
-    seen.unfinished += set(left) != held.items["cloud"].keys() - held.items["successor"].keys()
+    expected = held.items["cloud"].keys() - held.items["successor"].keys()
+    _ends(seen, set(left) == expected, f"left to do: {len(left)} items, {len(expected)} expected")
     for start in range(0, len(left), BATCH):
         part = left[start : start + BATCH]
-        seen.unfinished += len(actor.backfill("successor", part, held)) < len(part)
+        dropped = set(part) - set(actor.backfill("successor", part, held))
+        _ends(seen, not dropped, f"not backfilled: {sorted(dropped)}")
     told = state(actor.clients["successor"], actor.space_id)
-    seen.unfinished += told.embedded != told.items
+    _ends(seen, told.embedded == told.items, f"{told.embedded} of {told.items} items backfilled at the end")
     actor.close()
+
+
+def _ends(seen: Crashes, good: bool, otherwise: str) -> None:
+    if not good:
+        seen.unfinished += 1
+        seen.said.append(otherwise)
 
 
 def _exported(url: str, token: str) -> list[dict]:
@@ -349,7 +359,8 @@ def _other(name: str) -> str:
 
 
 def _seen(name: str, item_id: str, version: int) -> str:
-    return digest(vector_of(name, item_id, version).tobytes())
+    # What the gallery keeps: it divides by the norm, which may change a last bit.
+    return digest(checked_vectors(vector_of(name, item_id, version)[None], DIM, "").tobytes())
 
 
 def main() -> None:
