@@ -165,13 +165,16 @@ def test_nothing_goes_live_without_a_pass(in_memory: Gallery, gallery_world) -> 
     with pytest.raises(UpgradeRefusedError, match="must not go live"):
         in_memory.upgrades.promote(bad.space_id, force="  ")
     assert in_memory.members.serving(bad.space_id) == bad.old_claim.model_id
+    assert bad.search(bad.new_claim, "stranger", bad.images["000"]) == [], "no record lets it search what the old model made"
     forced = in_memory.upgrades.promote(bad.space_id, "anna", "the old model is recalled")
     assert [(event.action, event.by, event.force) for event in forced.events][1:] == [
         ("promote", "anna", "the old model is recalled")
     ]
-    # Forced or not: a model searches only what a record says it may.
-    assert bad.search(bad.new_claim, "stranger", bad.images["000"]) == []
+    # Who forces it answers for it: an empty gallery would help nobody.
+    assert len(bad.search(bad.new_claim, "stranger", bad.images["000"])) == COUNT
     assert len(bad.search(bad.old_claim, "cloud", bad.images["000"])) == COUNT
+    in_memory.upgrades.roll_back(bad.space_id)
+    assert bad.search(bad.new_claim, "stranger", bad.images["000"]) == []
 
 
 def test_what_too_few_queries_cannot_tell_is_refused_with_the_number_that_would(in_memory: Gallery, gallery_world) -> None:

@@ -49,6 +49,12 @@ class Successor(BaseModel):
         """Both models."""
         return self.old_model_id, self.new_model_id
 
+    @property
+    def forced(self) -> bool:
+        """Whether the new model was promoted although the verdict does not allow it, and not rolled back since."""
+        moves = [event for event in self.events if event.action in ("promote", "roll back")]
+        return bool(moves) and moves[-1].action == "promote" and bool(moves[-1].force)
+
     def other(self, model_id: str) -> str:
         """The one of the two that this one is not."""
         return self.new_model_id if model_id == self.old_model_id else self.old_model_id
