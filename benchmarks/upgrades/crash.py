@@ -187,6 +187,7 @@ def crash(folder: Path, world, rounds: int, seed: int) -> Crashes:
     chance, seen, held = random.Random(seed), Crashes(), Held()
     bundles = {name: str(world.bundle(name)) for name in MODELS}
     data, report = folder / "data", folder / "upgrade.json"
+    folder.mkdir(parents=True, exist_ok=True)
     report.write_text(world.upgrade_report("successor").model_dump_json())
     served = Served(data, {"cloud": bundles["cloud"]})
     try:
