@@ -100,7 +100,7 @@ def export(output: Path, run: str) -> None:
 
 
 def write_photos(output: Path) -> None:
-    """Pictures of classes that no model is trained on: ``gallery/CLASS/STYLE.png``, ``query/CLASS/STYLE.png``."""
+    """Pictures of classes that no model is trained on: ``gallery/CLASS/PICTURE.png``, ``query/CLASS/PICTURE.png``."""
     from samespace.cloud.recipe import load_recipe
     from samespace.cloud.training.data import load_training_data
 
@@ -108,7 +108,7 @@ def write_photos(output: Path) -> None:
     for side, indices in (("gallery", data.split.test_gallery), ("query", data.split.test_query)):
         for index in indices:
             item = data.images.items[index]
-            path = output / "photos" / side / item.label / f"{item.source}.png"
+            path = output / "photos" / side / item.label / f"{item.key.replace('/', '-')}.png"
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data.images.encoded(index))
