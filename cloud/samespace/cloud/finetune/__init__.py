@@ -1,0 +1,6 @@
+"""Linear quadratic fine-tuning: adapting a released model to one's own images by a convex problem."""
+
+from samespace.cloud.finetune.exact import Solution, solve
+from samespace.cloud.finetune.linear import Linearised
+
+__all__ = ["Linearised", "Solution", "solve"]

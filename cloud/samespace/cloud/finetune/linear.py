@@ -1,0 +1,95 @@
+"""A network as its first-order Taylor expansion at its weights: linear in what is trained, so that fine-tuning is convex.
+
+LQF (Achille et al., CVPR 2021, arXiv 2012.11140, eq. 2): ``f_lin(x; dw) = f(x; w0) + J(x) dw`` with J the Jacobian at w0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jacrev, jvp, vjp, vmap
+
+from samespace.sdk.errors import ConfigError
+
+__all__ = ["Delta", "Linearised"]
+
+#: Parameter -> its change dw, of the parameter's shape.
+Delta = Mapping[str, Tensor]
+
+
+class Linearised:
+    """A network that may change in some of its parameters, to first order.
+
+    Args:
+        model: ``(n, ...)`` -> ``(n, d)``; evaluated as it stands, its statistics do not move.
+        trained: names of parameters, or of the modules that hold them; all parameters if there are none.
+
+    Attributes:
+        shapes: parameter -> shape, of what is trained.
+
+    Raises:
+        ConfigError: a name that nothing has, or no parameter at all.
+    """
+
+    def __init__(self, model: nn.Module, trained: Sequence[str] = ()) -> None:
+        self._model = model.eval()
+        held = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        known = list(held)
+        for prefix in trained:
+            if not any(_within(name, prefix) for name in known):
+                modules = ", ".join(sorted({name.split(".")[0] for name in known}))
+                raise ConfigError(f"the network has no parameters called {prefix!r}; it has: {modules}")
+        chosen = {name: held[name] for name in known if not trained or any(_within(name, prefix) for prefix in trained)}
+        if not chosen:
+            raise ConfigError("the network has no parameters that could be trained")
+        self._at, self._fixed = chosen, {name: held[name] for name in known if name not in chosen}
+        self._buffers = dict(model.named_buffers())
+        self.shapes = {name: parameter.shape for name, parameter in chosen.items()}
+
+    def outputs(self, images: Tensor) -> Tensor:
+        """``(n, d)``: f(x; w0)."""
+        with torch.no_grad():
+            return self._called(self._at, images)
+
+    def tangent(self, images: Tensor, delta: Delta) -> Tensor:
+        """``(n, d)``: J(x) dw, by one forward pass that carries both streams.
+
+        Raises:
+            ConfigError: ``delta`` is not of the trained parameters.
+        """
+        self._same(delta)
+        whole = {name: delta[name] for name in self._at}
+        return jvp(lambda at: self._called(at, images), (self._at,), (whole,))[1].detach()
+
+    def pull(self, images: Tensor, rows: Tensor) -> dict[str, Tensor]:
+        """J(x)^T rows, summed over images, by one backward pass; ``rows`` is ``(n, d)``."""
+        back = vjp(lambda at: self._called(at, images), self._at)[1]
+        return {name: found.detach() for name, found in back(rows)[0].items()}
+
+    def jacobian(self, images: Tensor, name: str) -> Tensor:
+        """``(n, d, p)``: J(x) of one parameter's p numbers, image by image."""
+
+        def of_one(value: Tensor, image: Tensor) -> Tensor:
+            return self._called({**self._at, name: value}, image[None])[0]
+
+        found = vmap(jacrev(of_one), in_dims=(None, 0))(self._at[name], images)
+        return found.detach().flatten(2)
+
+    def zero(self) -> dict[str, Tensor]:
+        """No change."""
+        return {name: torch.zeros_like(value) for name, value in self._at.items()}
+
+    def _called(self, at: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        return functional_call(self._model, {**self._fixed, **self._buffers, **at}, (images,))
+
+    def _same(self, delta: Delta) -> None:
+        wrong = {name: tuple(value.shape) for name, value in delta.items() if self.shapes.get(name) != value.shape}
+        if wrong or set(delta) != set(self.shapes):
+            named = next(iter(wrong or set(delta) ^ set(self.shapes)))
+            raise ConfigError(f"the change of weights is not of this network's trained parameters: {named}")
+
+
+def _within(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}.")
