@@ -1,4 +1,4 @@
-"""An adaptation as a file: a change of weights, of which released weights, signed; several are added, and each can be taken out.
+"""An adaptation as a file: a signed change of released weights; several are added, and each can be taken out.
 
 The weights of a model with adaptations are always made anew from the released ones and the whole set, in one order: so taking
 one out gives, bit for bit, what there would be had it never been put in.
@@ -25,7 +25,7 @@ from samespace.sdk.signing import PublicKey, SigningKey, TrustStore
 __all__ = ["Adaptation", "AdaptationRecord", "composed", "new_adaptation", "read_adaptation", "write_adaptation"]
 
 ADAPTATION_VERSION = 1
-_RECORD, _KEY, _SIGNATURE = "samespace_adaptation", "public_key", "signature"
+_ENVELOPE = "samespace_adaptation"
 #: Goes before the record into what is signed: no signature of ours over something else passes as this.
 _PURPOSE = b"samespace adaptation\n"
 
@@ -101,8 +101,8 @@ def composed(base: Tensors, base_sha256: str, adaptations: Iterable[Adaptation])
     for one in every:
         if one.record.base_sha256 != base_sha256:
             raise ConfigError(
-                f"the adaptation {one.adaptation_id} is of the weights {one.record.base_sha256[:16]}, these are {base_sha256[:16]}; "
-                "adapt this release anew"
+                f"the adaptation {one.adaptation_id} is of the weights {one.record.base_sha256[:16]}, these are "
+                f"{base_sha256[:16]}; adapt this release anew"
             )
         for name, change in one.tensors.items():
             if name not in total or total[name].shape != change.shape:
@@ -113,10 +113,12 @@ def composed(base: Tensors, base_sha256: str, adaptations: Iterable[Adaptation])
 
 def write_adaptation(path: Path, adaptation: Adaptation, key: SigningKey | None) -> None:
     """Write it, atomically; without a key only who allows unsigned ones reads it."""
-    metadata = {_RECORD: json.dumps(adaptation.record.model_dump(mode="json"), sort_keys=True)}
+    envelope: dict[str, object] = {"record": adaptation.record.model_dump(mode="json")}
     if key is not None:
         signature = key.sign(_PURPOSE + _canonical(adaptation.record))
-        metadata |= {_KEY: key.public.raw.hex(), _SIGNATURE: signature.hex()}
+        envelope |= {"public_key": key.public.raw.hex(), "signature": signature.hex()}
+    # One entry: the order of several is not always the same.
+    metadata = {_ENVELOPE: json.dumps(envelope, sort_keys=True)}
     tensors = {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in sorted(adaptation.tensors.items())}
     atomic_write(path, safetensors.numpy.save(tensors, metadata=metadata))
 
@@ -136,30 +138,31 @@ def read_adaptation(path: Path, trust: TrustStore, *, allow_unsigned: bool = Fal
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
     except (safetensors.SafetensorError, OSError) as error:
         raise IntegrityError(f"{path}: cut off or damaged: {error}") from None
-    if _RECORD not in metadata:
+    if _ENVELOPE not in metadata:
         raise ConfigError(f"{path}: holds tensors, but no adaptation")
     try:
-        content = json.loads(metadata[_RECORD])
+        envelope = json.loads(metadata[_ENVELOPE])
+        content = envelope["record"]
         version = content.get("version") if isinstance(content, dict) else None
         if isinstance(version, int) and version > ADAPTATION_VERSION:
             raise FormatVersionError(f"{path}: is of version {version}; install a newer samespace to read it")
         record = AdaptationRecord.model_validate(content)
-    except (ValidationError, ValueError) as error:
+    except (ValidationError, ValueError, KeyError, TypeError) as error:
         raise IntegrityError(f"{path}: its record cannot be read: {error}") from None
-    _verify(path, record, metadata, trust, allow_unsigned=allow_unsigned)
+    _verify(path, record, envelope, trust, allow_unsigned=allow_unsigned)
     return Adaptation(record, tensors)
 
 
 def _verify(
-    path: Path, record: AdaptationRecord, metadata: Mapping[str, str], trust: TrustStore, *, allow_unsigned: bool
+    path: Path, record: AdaptationRecord, envelope: Mapping[str, str], trust: TrustStore, *, allow_unsigned: bool
 ) -> None:
-    if _KEY not in metadata or _SIGNATURE not in metadata:
+    if "public_key" not in envelope or "signature" not in envelope:
         if allow_unsigned:
             return
         raise SignatureError(f"{path}: is not signed; sign it with a key that is trusted here (samespace keys)")
     try:
-        key, signature = PublicKey(bytes.fromhex(metadata[_KEY])), bytes.fromhex(metadata[_SIGNATURE])
-    except ValueError:
+        key, signature = PublicKey(bytes.fromhex(envelope["public_key"])), bytes.fromhex(envelope["signature"])
+    except (ValueError, TypeError):
         raise SignatureError(f"{path}: its signature is no signature") from None
     if len(signature) != 64 or not key.verify(_PURPOSE + _canonical(record), signature):
         raise SignatureError(f"{path}: the signature does not fit: something was changed; sign it again")
