@@ -140,7 +140,8 @@ def test_every_code_becomes_the_error_it_was(pauses, kind: type[SamespaceError],
 
 def test_codes_are_a_promise_to_other_versions() -> None:
     assert {code for _, code, _ in CODES} == {
-        "unknown_model", "space_mismatch", "bad_embedding", "token", "handshake_refused", "unavailable", "no_such_item",
+        "unknown_model",
+        "upgrade_refused", "space_mismatch", "bad_embedding", "token", "handshake_refused", "unavailable", "no_such_item",
         "signature", "format_version", "integrity", "bundle", "bad_request", "gallery",
         "api_key", "forbidden", "too_large", "rate_limited", "overloaded",
     }  # fmt: skip
