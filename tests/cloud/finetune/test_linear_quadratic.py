@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from samespace.cloud.finetune import Linearised, solve
+from samespace.cloud.finetune.iterative import approach
 from samespace.edge.models.head import L2Norm
 from samespace.sdk.errors import ConfigError, DataError
 
@@ -110,6 +111,22 @@ def test_left_out_is_what_solving_without_the_image_gives(seed: int) -> None:
         others = [index for index in range(6) if index != out]
         without = solve(linear, images[others], wanted[others], penalty=0.2, anchors=anchors)
         torch.testing.assert_close(found.left_out[out], linear.tangent(images[[out]], without.delta)[0], rtol=1e-6, atol=1e-8)
+
+
+@few
+@given(seeds, st.booleans())
+def test_conjugate_gradients_come_to_the_same_optimum(seed: int, held: bool) -> None:
+    linear, images = Linearised(network(seed), ["0", "5"]), pictures(5, seed)
+    options = {"penalty": 0.1, "anchors": pictures(3, seed + 1) if held else None, "hold": 2.0}
+    wanted = torch.randn(5, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    told: list[float] = []
+    found = approach(linear, images, wanted, **options, tolerance=1e-9, advance=lambda step, residual: told.append(residual))
+    assert found.residual <= 1e-9
+    assert len(told) == found.steps > 1
+    torch.testing.assert_close(flat(found.delta), flat(solve(linear, images, wanted, **options).delta), rtol=1e-6, atol=1e-8)
+    early = approach(linear, images, wanted, **options, tolerance=1e-9, steps=1)
+    assert early.steps == 1
+    assert early.residual > 1e-9, "who stops early is told so"
 
 
 def test_the_more_anchors_are_held_the_less_they_drift() -> None:

@@ -25,6 +25,7 @@ class Linearised:
     Args:
         model: ``(n, ...)`` -> ``(n, d)``; evaluated as it stands, its statistics do not move.
         trained: names of parameters, or of the modules that hold them; all parameters if there are none.
+        then: what comes after the model, without parameters: the norm of an embedding.
 
     Attributes:
         shapes: parameter -> shape, of what is trained.
@@ -33,8 +34,8 @@ class Linearised:
         ConfigError: a name that nothing has, or no parameter at all.
     """
 
-    def __init__(self, model: nn.Module, trained: Sequence[str] = ()) -> None:
-        self._model = model.eval()
+    def __init__(self, model: nn.Module, trained: Sequence[str] = (), then: nn.Module | None = None) -> None:
+        self._model, self._then = model.eval(), then or nn.Identity()
         held = {name: parameter.detach() for name, parameter in model.named_parameters()}
         known = list(held)
         for prefix in trained:
@@ -82,7 +83,7 @@ class Linearised:
         return {name: torch.zeros_like(value) for name, value in self._at.items()}
 
     def _called(self, at: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        return functional_call(self._model, {**self._fixed, **self._buffers, **at}, (images,))
+        return self._then(functional_call(self._model, {**self._fixed, **self._buffers, **at}, (images,)))
 
     def _same(self, delta: Delta) -> None:
         wrong = {name: tuple(value.shape) for name, value in delta.items() if self.shapes.get(name) != value.shape}
