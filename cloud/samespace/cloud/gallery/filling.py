@@ -165,11 +165,7 @@ class Filling(Browsing):
 
     def _backfilled(self, claim: Claim) -> tuple[Layer, Layer]:
         """The claimed model's layer, and the one that it is filled from."""
-        successor = self.members.successor(claim.space_id, now=True)
-        if successor is None:
-            raise UpgradeRefusedError(
-                f"no upgrade of the space {claim.space_id} is under way; register one: samespace gallery upgrade"
-            )
+        successor = self.members.upgrade(claim.space_id)
         if claim.model_id not in successor.models:
             raise UpgradeRefusedError(
                 f"the upgrade under way is from {successor.old_model_id} to {successor.new_model_id}; {claim.model_id} is "

@@ -16,6 +16,7 @@ from samespace.cloud.gallery.successor import Successor, SuccessorShelf
 from samespace.cloud.gallery.vectors import checked_vectors
 from samespace.sdk.errors import ConfigError, GalleryError, SpaceMismatchError
 from samespace.sdk.gallery.wire import UnknownModelError
+from samespace.sdk.gallery.wire_admin import UpgradeRefusedError
 from samespace.sdk.identity import CompatibilityRecord, SpaceRecord
 
 __all__ = ["MIN_CHALLENGES", "Claim", "Introduction", "Membership"]
@@ -201,6 +202,19 @@ class Membership:
             now: for a write: ask the registry, whatever was true a moment ago.
         """
         return self.successors.of(space_id, now=now)
+
+    def upgrade(self, space_id: str) -> Successor:
+        """The upgrade of a space that is under way at this moment.
+
+        Raises:
+            UpgradeRefusedError: none is.
+        """
+        successor = self.successor(space_id, now=True)
+        if successor is None:
+            raise UpgradeRefusedError(
+                f"no upgrade of the space {space_id} is under way; register one: samespace gallery upgrade"
+            )
+        return successor
 
     def generations(self, space_id: str, *, now: bool = False) -> tuple[str, ...]:
         """The models whose vectors a space is made of: the serving one and, in an upgrade, the other one.

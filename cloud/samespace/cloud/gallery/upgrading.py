@@ -244,12 +244,7 @@ class Upgrading:
 
     def _of(self, space_id: str) -> Successor:
         self._members.space(space_id)
-        successor = self._members.successor(space_id, now=True)
-        if successor is None:
-            raise UpgradeRefusedError(
-                f"no upgrade of the space {space_id} is under way; register one: samespace gallery upgrade"
-            )
-        return successor
+        return self._members.upgrade(space_id)
 
     def _serving(self, space_id: str) -> str:
         return self._members.serving(space_id, now=True)
