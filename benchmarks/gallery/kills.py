@@ -22,9 +22,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import httpx
 import numpy as np
@@ -179,29 +181,10 @@ def run(folder: Path, bundles: dict[str, str], rounds: int, seed: int) -> Findin
     try:
         for number in range(rounds):
             target = TARGETS[number % len(TARGETS)]
-            state = json.dumps({"items": held.items, "serving": held.serving})
-            command = [sys.executable, "-c", _LOAD, __file__, "--load", served.url, json.dumps(bundles), str(seed + number)]
-            loader = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-            )
-            assert loader.stdin is not None
-            assert loader.stdout is not None
-            loader.stdin.write(state)
-            loader.stdin.close()
-            for _ in range(chance.randint(2, 80)):
-                if line := loader.stdout.readline():
-                    held.take(line)
-            # A moment of its own, anywhere within an operation.
-            time.sleep(chance.uniform(0, 0.02))
-            if target == "client":
-                loader.kill()
-            else:
-                served.kill(database=target == "database")
-                loader.kill()
-            for line in loader.stdout.read().splitlines(keepends=True):
-                if line.endswith("\n"):
-                    held.take(line)
-            loader.wait(_LIMIT)
+            state = {"items": held.items, "serving": held.serving}
+            options = [served.url, json.dumps(bundles), str(seed + number)]
+            for line in loaded_until_killed(__file__, options, state, served, target, chance):
+                held.take(line)
             findings.rounds[target] += 1
             if target != "client":
                 served = Served(data, bundles)
@@ -209,6 +192,37 @@ def run(folder: Path, bundles: dict[str, str], rounds: int, seed: int) -> Findin
     finally:
         served.stop()
     return findings
+
+
+def loaded_until_killed(
+    script: str, options: list[str], state: dict[str, Any], served: Served, target: str, chance: random.Random
+) -> Iterator[str]:
+    """What a loading process said until it was killed at a random moment: ``script --load OPTIONS``, ``state`` on its stdin.
+
+    Args:
+        target: what is killed first: the client (the loading process), or the service, with or without the database.
+    """
+    loader = subprocess.Popen(
+        [sys.executable, "-c", _LOAD, script, "--load", *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert loader.stdin is not None
+    assert loader.stdout is not None
+    loader.stdin.write(json.dumps(state))
+    loader.stdin.close()
+    for _ in range(chance.randint(2, 80)):
+        if line := loader.stdout.readline():
+            yield line
+    # A moment of its own, anywhere within an operation.
+    time.sleep(chance.uniform(0, 0.02))
+    if target != "client":
+        served.kill(database=target == "database")
+    loader.kill()
+    yield from (line for line in loader.stdout.read().splitlines(keepends=True) if line.endswith("\n"))
+    loader.wait(_LIMIT)
 
 
 def _look(url: str, bundles: dict[str, str], held: Held, findings: Findings) -> None:
@@ -222,7 +236,7 @@ def _look(url: str, bundles: dict[str, str], held: Held, findings: Findings) -> 
     for name, client in clients.items():
         httpx.put(f"{alias}/serving", json={"model_id": model_ids[name]}, timeout=30).raise_for_status()
         admission = client.handshake()
-        found = _exported(url, admission.token)
+        found = exported(url, admission.token)
         counts = Counter(item["item_id"] for item in found)
         findings.twice += sum(count > 1 for count in counts.values())
         there = {item["item_id"]: item for item in found}
@@ -252,7 +266,7 @@ def _look(url: str, bundles: dict[str, str], held: Held, findings: Findings) -> 
     held.serving, held.switching, held.maybe = serving, None, None
 
 
-def _exported(url: str, token: str) -> list[dict]:
+def exported(url: str, token: str) -> list[dict]:
     items, after = [], ""
     with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=30) as http:
         while after is not None:

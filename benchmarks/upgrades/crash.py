@@ -12,20 +12,17 @@ import argparse
 import json
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "gallery"))
 
-import httpx
 import numpy as np
-from kills import DIM, Served, test_world, vector_of
+from kills import BATCH, DIM, TARGETS, Served, exported, loaded_until_killed, test_world, vector_of
 
 from samespace.cloud.gallery.backfill import plan_backfill
 from samespace.cloud.gallery.remote_upgrade import decide, register, state
@@ -41,12 +38,7 @@ from samespace.sdk.metrics.calibration import ScoreMap
 
 __all__ = ["Crashes", "Held", "crash", "toy_upgrade"]
 
-TARGETS = ("client", "service", "database")
 MODELS = ("cloud", "successor")
-BATCH = 8
-#: Seconds within which anything that was started must have answered.
-_LIMIT = 60
-_LOAD = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
 
 #: What an operation changes: model -> item -> its version, None where the item is forgotten.
 Change = dict[str, dict[str, int | None]]
@@ -196,31 +188,9 @@ def crash(folder: Path, world, rounds: int, seed: int) -> Crashes:
         for number in range(rounds):
             target = TARGETS[number % len(TARGETS)]
             options = [served.url, json.dumps(bundles), str(report), str(seed + number)]
-            loader = subprocess.Popen(
-                [sys.executable, "-c", _LOAD, __file__, "--load", *options],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-            )
-            assert loader.stdin is not None
-            assert loader.stdout is not None
-            loader.stdin.write(json.dumps({"items": held.items, "serving": held.serving}))
-            loader.stdin.close()
-            for _ in range(chance.randint(2, 80)):
-                if line := loader.stdout.readline():
-                    _take(line, held, seen)
-            # A moment of its own, anywhere within an operation.
-            time.sleep(chance.uniform(0, 0.02))
-            if target == "client":
-                loader.kill()
-            else:
-                served.kill(database=target == "database")
-                loader.kill()
-            for line in loader.stdout.read().splitlines(keepends=True):
-                if line.endswith("\n"):
-                    _take(line, held, seen)
-            loader.wait(_LIMIT)
+            state = {"items": held.items, "serving": held.serving}
+            for line in loaded_until_killed(__file__, options, state, served, target, chance):
+                _take(line, held, seen)
             seen.rounds[target] += 1
             if target != "client":
                 served = Served(data, {"cloud": bundles["cloud"]})
@@ -295,7 +265,7 @@ def _look(url: str, bundles: dict[str, str], held: Held, seen: Crashes) -> None:
     found = {name: {} for name in MODELS}
     for name in MODELS:
         actor.switch(name)
-        for item in _exported(url, actor.clients[name].handshake().token):
+        for item in exported(url, actor.clients[name].handshake().token):
             found[actor.names[item["model_id"]]][item["item_id"]] = item
     actor.switch(serving)
     actor.close()
@@ -343,16 +313,6 @@ def _ends(seen: Crashes, good: bool, otherwise: str) -> None:
     if not good:
         seen.unfinished += 1
         seen.said.append(otherwise)
-
-
-def _exported(url: str, token: str) -> list[dict]:
-    items, after = [], ""
-    with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=_LIMIT) as http:
-        while after is not None:
-            page = http.get("/v1/items/export", params={"after": after, "limit": 1024}).raise_for_status().json()
-            items += page["items"]
-            after = page["after"]
-    return items
 
 
 def _other(name: str) -> str:
