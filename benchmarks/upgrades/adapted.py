@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -79,7 +78,7 @@ class Refreshed:
 
 def adapted(cells: Cells) -> Adapted:
     """Fit and judge all adapters of all repetitions, once."""
-    found = [_kept(cells, seed, "adapters", lambda seed=seed: _through_all(Learnt(cells, seed))) for seed in cells.seeds]
+    found = [cells.kept(seed, "adapters", lambda seed=seed: _through_all(Learnt(cells, seed))) for seed in cells.seeds]
     resamples = Resamples(len(found), found[0]["old/map"].size)
 
     def figures(name: str) -> dict[str, Figure]:
@@ -93,7 +92,7 @@ def adapted(cells: Cells) -> Adapted:
 
 def refreshed(cells: Cells) -> Refreshed:
     """Measure all curves of all repetitions, once."""
-    found = [_kept(cells, seed, "refresh", lambda seed=seed: _curves(Learnt(cells, seed))) for seed in cells.seeds]
+    found = [cells.kept(seed, "refresh", lambda seed=seed: _curves(Learnt(cells, seed))) for seed in cells.seeds]
     resamples = Resamples(len(found), found[0]["old"].size)
     names = [name for name in found[0] if "/" in name]
     curves: dict[tuple[str, str], list[Figure]] = {}
@@ -157,11 +156,3 @@ def _curves(learnt: Learnt) -> dict[str, npt.NDArray]:
 
 def _each(gallery: str, order: dict[str, list[int]], measure: Callable[[list[int]], Array]) -> dict[str, npt.NDArray]:
     return {f"{gallery}/{name}": measure(items) for name, items in order.items()}
-
-
-def _kept(cells: Cells, seed: int, name: str, make: Callable[[], dict[str, npt.NDArray]]) -> dict[str, npt.NDArray]:
-    file: Path = cells.folder / f"seed-{seed}" / f"{name}.npz"
-    if not file.exists():
-        np.savez(file, **make())  # type: ignore[arg-type]
-    with np.load(file) as told:
-        return dict(told)

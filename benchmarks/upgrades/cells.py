@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -36,6 +37,15 @@ class Cells:
         """``(seeds, queries)``: M(query, gallery) of each query, ``recall@1`` or ``map``."""
         key = f"{split}/{query}->{gallery}" + ("/ap" if metric == "map" else "")
         return np.stack([_tensors(self.run(seed, run) / "queries.safetensors")[key] for seed in self.seeds]).astype(np.float64)
+
+    def kept(self, seed: int, name: str, make: Callable[[], Mapping[str, npt.NDArray]]) -> dict[str, npt.NDArray]:
+        """Arrays of a repetition that are made once and kept in its folder."""
+        file = self.folder / f"seed-{seed}" / f"{name}.npz"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(file, **make())  # type: ignore[arg-type]
+        with np.load(file) as told:
+            return dict(told)
 
     def pictures(self, seed: int, run: str) -> Pictures:
         """The test pictures; the same in all runs."""

@@ -58,17 +58,17 @@ def reports(cells: Cells, method: str) -> list[UpgradeReport]:
 
 def _outcomes(cells: Cells, seed: int, method: str) -> dict[str, npt.NDArray[np.float64]]:
     """Metric -> ``(T, T, queries)``."""
-    kept = cells.folder / f"seed-{seed}" / f"chain-{method}.npz"
-    if not kept.exists():
+
+    def measure() -> dict[str, npt.NDArray[np.float64]]:
         runs = [OLD, *(f"chain-{method}-{place}" for place in range(2, GENERATIONS + 1))]
         rows = [cells.generation(seed, run, "cloud") for run in runs]
         pictures = cells.pictures(seed, OLD)
         labels = list(pictures.queries["class"]), list(pictures.gallery)
         recall = [[recall_at_k(q.query, g.gallery, *labels, k=1) for g in rows] for q in rows]
         precision = [[average_precision(q.query, g.gallery, *labels) for g in rows] for q in rows]
-        np.savez(kept, **{"recall@1": np.array(recall, np.float64), "map": np.array(precision)})
-    with np.load(kept) as told:
-        return dict(told)
+        return {"recall@1": np.array(recall, np.float64), "map": np.array(precision)}
+
+    return cells.kept(seed, f"chain-{method}", measure)
 
 
 def _report(cells: Cells, seed: int, method: str) -> UpgradeReport:

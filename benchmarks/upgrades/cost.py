@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,5 +113,5 @@ def _median(client: GalleryClient, queries: Rows) -> float:
 
 def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
     began = time.perf_counter()
-    found: Sequence[Any] | Any = work()
+    found = work()
     return time.perf_counter() - began, found

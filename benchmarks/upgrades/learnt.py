@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -35,22 +36,20 @@ class Learnt:
 
     def rows(self, member: tuple[str, str]) -> dict[str, Rows]:
         """``fit`` (training pictures), ``query`` and ``gallery`` (validation classes)."""
-        kept = self.cells.folder / f"seed-{self.seed}" / "learnt" / f"{member[0]}.{member[1]}.npz"
-        if not kept.exists():
+
+        def make() -> dict[str, Rows]:
             data = self.data()
             model = read_run(self.run(member)).models[member[1]]
             network, preprocess = model.build(), model.record.preprocess
-            found = {
+            return {
                 part: embed(network, data.prepared(rows, preprocess), preprocess) for part, rows in self._parts(data).items()
             }
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(kept, **found)  # type: ignore[arg-type]
-        with np.load(kept) as file:
-            return dict(file)
+
+        return self.cells.kept(self.seed, f"learnt/{member[0]}.{member[1]}", make)
 
     def data(self) -> TrainingData:
         """What the upgraded models were trained on."""
-        return load_training_data(load_recipe(self.run(CONTROL) / "recipe.toml", "full"))
+        return _data(self.run(CONTROL))
 
     def labels(self, part: str) -> list[str]:
         """Classes of a part's pictures."""
@@ -69,6 +68,11 @@ class Learnt:
             "query": list(split.validation_query),
             "gallery": list(split.validation_gallery),
         }
+
+
+@cache
+def _data(run: Path) -> TrainingData:
+    return load_training_data(load_recipe(run / "recipe.toml", "full"))
 
 
 def material(learnt: Learnt) -> Material:
