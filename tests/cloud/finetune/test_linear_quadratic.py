@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from samespace.cloud.finetune import Linearised, solve
+from samespace.cloud.finetune import Linearised, Problem, solve
 from samespace.cloud.finetune.iterative import approach
 from samespace.edge.models.head import L2Norm
 from samespace.sdk.errors import ConfigError, DataError
@@ -89,7 +89,8 @@ def test_pulling_back_and_single_jacobians_are_the_same_map(seed: int) -> None:
 def test_the_solution_is_that_of_the_normal_equations(seed: int, hold: float) -> None:
     linear, images, anchors = Linearised(network(seed), ["0", "5"]), pictures(5, seed), pictures(3, seed + 1)
     wanted = torch.randn(5, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    found = solve(linear, images, wanted, penalty=0.1, anchors=anchors if hold else None, hold=hold or 1.0)
+    problem = Problem(images, wanted, penalty=0.1, anchors=anchors if hold else None, hold=hold or 1.0)
+    found = solve(linear, problem)
     j, a = full_jacobian(linear, images), full_jacobian(linear, anchors)
     matrix = j.T @ j + hold * a.T @ a + 0.1 * torch.eye(j.shape[1], dtype=torch.float64)
     expected = torch.linalg.solve(matrix, j.T @ wanted.flatten())
@@ -98,7 +99,7 @@ def test_the_solution_is_that_of_the_normal_equations(seed: int, hold: float) ->
     if hold:
         drift = linear.tangent(anchors, found.delta).norm(dim=1)
         torch.testing.assert_close(found.drift, drift, rtol=1e-6, atol=1e-8)
-        assert drift.max() <= found.bound
+        assert drift.max() <= problem.bound
 
 
 @few
@@ -106,10 +107,10 @@ def test_the_solution_is_that_of_the_normal_equations(seed: int, hold: float) ->
 def test_left_out_is_what_solving_without_the_image_gives(seed: int) -> None:
     linear, images, anchors = Linearised(network(seed), ["5"]), pictures(6, seed), pictures(2, seed + 1)
     wanted = torch.randn(6, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    found = solve(linear, images, wanted, penalty=0.2, anchors=anchors)
+    found = solve(linear, Problem(images, wanted, penalty=0.2, anchors=anchors))
     for out in range(6):
         others = [index for index in range(6) if index != out]
-        without = solve(linear, images[others], wanted[others], penalty=0.2, anchors=anchors)
+        without = solve(linear, Problem(images[others], wanted[others], penalty=0.2, anchors=anchors))
         torch.testing.assert_close(found.left_out[out], linear.tangent(images[[out]], without.delta)[0], rtol=1e-6, atol=1e-8)
 
 
@@ -120,11 +121,15 @@ def test_conjugate_gradients_come_to_the_same_optimum(seed: int, held: bool) -> 
     options = {"penalty": 0.1, "anchors": pictures(3, seed + 1) if held else None, "hold": 2.0}
     wanted = torch.randn(5, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     told: list[float] = []
-    found = approach(linear, images, wanted, **options, tolerance=1e-9, advance=lambda step, residual: told.append(residual))
+    found = approach(
+        linear, Problem(images, wanted, **options), tolerance=1e-9, advance=lambda step, residual: told.append(residual)
+    )
     assert found.residual <= 1e-9
     assert len(told) == found.steps > 1
-    torch.testing.assert_close(flat(found.delta), flat(solve(linear, images, wanted, **options).delta), rtol=1e-6, atol=1e-8)
-    early = approach(linear, images, wanted, **options, tolerance=1e-9, steps=1)
+    torch.testing.assert_close(
+        flat(found.delta), flat(solve(linear, Problem(images, wanted, **options)).delta), rtol=1e-6, atol=1e-8
+    )
+    early = approach(linear, Problem(images, wanted, **options), tolerance=1e-9, steps=1)
     assert early.steps == 1
     assert early.residual > 1e-9, "who stops early is told so"
 
@@ -132,11 +137,15 @@ def test_conjugate_gradients_come_to_the_same_optimum(seed: int, held: bool) -> 
 def test_the_more_anchors_are_held_the_less_they_drift() -> None:
     linear, images, anchors = Linearised(network()), pictures(6, 0), pictures(4, 1)
     wanted = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    free = solve(linear, images, wanted).delta
+    free = solve(linear, Problem(images, wanted)).delta
     drifts = [float(linear.tangent(anchors, free).norm(dim=1).max())]
-    drifts += [float(solve(linear, images, wanted, anchors=anchors, hold=hold).drift.max()) for hold in (1e-2, 1, 1e2)]
+    drifts += [float(solve(linear, Problem(images, wanted, anchors=anchors, hold=hold)).drift.max()) for hold in (1e-2, 1, 1e2)]
     assert drifts == sorted(drifts, reverse=True)
     assert drifts[-1] < drifts[0] / 10
+
+
+def posed(images: int, rows: int, dim: int, **options: float) -> Problem:
+    return Problem(pictures(images, 0), torch.zeros(rows, dim), **options)
 
 
 @pytest.mark.parametrize(
@@ -145,10 +154,14 @@ def test_the_more_anchors_are_held_the_less_they_drift() -> None:
         (lambda: Linearised(network(), ["head"]), ConfigError, "no parameters called 'head'; it has: 0, 1, 5"),
         (lambda: Linearised(nn.ReLU()), ConfigError, "no parameters that could be trained"),
         (lambda: Linearised(network()).tangent(pictures(1, 0), {}), ConfigError, "not of this network's trained parameters"),
-        (lambda: solve(Linearised(network()), pictures(2, 0), torch.zeros(3, 3)), DataError, "one row of each image"),
-        (lambda: solve(Linearised(network()), pictures(0, 0), torch.zeros(0, 3)), DataError, "0 images"),
-        (lambda: solve(Linearised(network()), pictures(2, 0), torch.zeros(2, 3), penalty=0), ConfigError, "must be above 0"),
-        (lambda: solve(Linearised(network()), pictures(2, 0), torch.zeros(2, 9000)), DataError, "at most 12000"),
+        (lambda: solve(Linearised(network()), posed(2, 3, 3)), DataError, "one row of each image"),
+        (lambda: solve(Linearised(network()), posed(0, 0, 3)), DataError, "0 images"),
+        (
+            lambda: solve(Linearised(network()), posed(2, 2, 3, penalty=0)),
+            ConfigError,
+            "must be above 0",
+        ),
+        (lambda: solve(Linearised(network()), posed(2, 2, 9000)), DataError, "at most 12000"),
     ],
 )
 def test_what_cannot_be_solved_is_said(call, error: type[Exception], said: str) -> None:

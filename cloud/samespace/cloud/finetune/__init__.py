@@ -2,5 +2,6 @@
 
 from samespace.cloud.finetune.exact import Solution, solve
 from samespace.cloud.finetune.linear import Linearised
+from samespace.cloud.finetune.problem import Problem
 
-__all__ = ["Linearised", "Solution", "solve"]
+__all__ = ["Linearised", "Problem", "Solution", "solve"]

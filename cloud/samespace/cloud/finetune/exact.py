@@ -1,9 +1,6 @@
 """The optimum of a linear quadratic fine-tune in closed form, with what each image did to it.
 
-    min_dw  sum_i |J_i dw - r_i|^2  +  mu sum_j |A_j dw|^2  +  lambda |dw|^2
-
-J_i are Jacobians of the images, r_i what is wanted there beyond what the network gives; A_j are Jacobians of anchors, pictures
-whose embeddings are to stay. In the dual, only products of Jacobians are needed (kernel ridge with the neural tangent kernel).
+In the dual, only products of Jacobians are needed (kernel ridge with the neural tangent kernel).
 """
 
 from __future__ import annotations
@@ -14,7 +11,8 @@ import torch
 from torch import Tensor
 
 from samespace.cloud.finetune.linear import Linearised
-from samespace.sdk.errors import ConfigError, DataError
+from samespace.cloud.finetune.problem import Problem
+from samespace.sdk.errors import DataError
 
 __all__ = ["MOST", "Solution", "solve"]
 
@@ -33,44 +31,22 @@ class Solution:
         fitted: ``(n, d)`` J_i dw.
         left_out: ``(n, d)`` what J_i dw would be, had image i not been there: exact, without solving again.
         drift: ``(m,)`` |A_j dw|, the first-order change of each anchor's embedding.
-        bound: what no anchor's first-order change is above, whatever the images: ``|r| / sqrt(mu)``; infinite without anchors.
     """
 
     delta: dict[str, Tensor]
     fitted: Tensor
     left_out: Tensor
     drift: Tensor
-    bound: float
 
 
-def solve(
-    network: Linearised,
-    images: Tensor,
-    wanted: Tensor,
-    *,
-    penalty: float = 1e-3,
-    anchors: Tensor | None = None,
-    hold: float = 1.0,
-) -> Solution:
-    """Fit to images; all in float64 but the network.
-
-    Args:
-        images: ``(n, ...)``.
-        wanted: ``(n, d)`` residuals r.
-        penalty: lambda > 0.
-        anchors: ``(m, ...)`` pictures whose outputs are to stay; none without.
-        hold: mu > 0, how much.
+def solve(network: Linearised, problem: Problem) -> Solution:
+    """The optimum; in float64 but for the network.
 
     Raises:
-        ConfigError: a penalty or a weight that is not above 0.
-        DataError: no images, too many of them, or residuals that are not of them.
+        DataError: too many images and anchors.
     """
-    if not penalty > 0 or not hold > 0:
-        raise ConfigError(f"penalty and hold must be above 0, got {penalty} and {hold}")
-    if not len(images) or wanted.ndim != 2 or len(wanted) != len(images):
-        raise DataError(f"{len(images)} images and residuals of shape {tuple(wanted.shape)}: one row of each image is needed")
-    n, d = wanted.shape
-    held = images.new_zeros((0, *images.shape[1:])) if anchors is None else anchors
+    images, held, penalty = problem.images, problem.held, problem.penalty
+    n, d = problem.wanted.shape
     if (n + len(held)) * d > MOST:
         raise DataError(
             f"{n} images and {len(held)} anchors of {d} dimensions are {(n + len(held)) * d} numbers to solve for, at most "
@@ -78,28 +54,27 @@ def solve(
         )
     gram = _gram(network, torch.cat([images, held]), d)
     here, there = slice(0, n * d), slice(n * d, None)
-    r = wanted.double().flatten()
+    wanted = problem.wanted.double()
     # (lambda I + mu A^T A)^-1 by Woodbury's identity.
-    inner = gram[there, there] + penalty / hold * torch.eye(len(held) * d, dtype=torch.float64)
+    inner = gram[there, there] + penalty / problem.hold * torch.eye(len(held) * d, dtype=torch.float64)
     factor = torch.linalg.cholesky(inner) if len(held) else inner
     across = torch.cholesky_solve(gram[there, here], factor) if len(held) else gram[there, here]
     kernel = (gram[here, here] - gram[here, there] @ across) / penalty
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(kernel + torch.eye(n * d, dtype=torch.float64)))
-    dual = inverse @ r
+    dual = inverse @ wanted.flatten()
     back = -across @ dual
-    delta = _pulled(network, images, (dual / penalty).view(n, d))
+    delta = network.pull(images, (dual / penalty).view(n, d).to(images.dtype))
     if len(held):
-        kept = _pulled(network, held, (back / penalty).view(len(held), d))
+        kept = network.pull(held, (back / penalty).view(len(held), d).to(images.dtype))
         delta = {name: delta[name] + kept[name] for name in delta}
     moved = ((gram[there, here] @ dual + gram[there, there] @ back) / penalty).view(len(held), d)
     own = inverse.view(n, d, n, d)[torch.arange(n), :, torch.arange(n), :]
     missed = torch.linalg.solve(own, dual.view(n, d, 1))[..., 0]
     return Solution(
         delta=delta,
-        fitted=wanted.double() - dual.view(n, d),
-        left_out=wanted.double() - missed,
+        fitted=wanted - dual.view(n, d),
+        left_out=wanted - missed,
         drift=moved.norm(dim=1),
-        bound=float(r.norm()) / hold**0.5 if len(held) else float("inf"),
     )
 
 
@@ -110,12 +85,4 @@ def _gram(network: Linearised, images: Tensor, d: int) -> Tensor:
         parts = [network.jacobian(part, name).flatten(0, 1) for part in images.split(_BATCH)]
         rows = torch.cat(parts).double()
         total += rows @ rows.T
-    return total
-
-
-def _pulled(network: Linearised, images: Tensor, rows: Tensor) -> dict[str, Tensor]:
-    total = network.zero()
-    for part, wanted in zip(images.split(_BATCH), rows.to(images.dtype).split(_BATCH), strict=True):
-        for name, found in network.pull(part, wanted).items():
-            total[name] += found
     return total

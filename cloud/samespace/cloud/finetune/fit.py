@@ -16,6 +16,7 @@ from samespace.cloud.finetune.adaptation import Adaptation, composed, new_adapta
 from samespace.cloud.finetune.exact import MOST, solve
 from samespace.cloud.finetune.iterative import approach
 from samespace.cloud.finetune.linear import Linearised
+from samespace.cloud.finetune.problem import Problem
 from samespace.cloud.inputs import normalised
 from samespace.edge.models.head import L2Norm
 from samespace.export.run import RunModel, load_model
@@ -62,7 +63,7 @@ def fit(
         targets: ``(n, d)`` unit rows in the model's space: class prototypes of the gallery, or the cloud model's embeddings.
         anchors: ``(m, s, s, 3)`` uint8 pictures whose embeddings are to stay.
         trained: modules or parameters that may change; all without.
-        penalty, hold: lambda and mu, see :func:`samespace.cloud.finetune.exact.solve`.
+        penalty, hold: lambda and mu, see :class:`~samespace.cloud.finetune.problem.Problem`.
 
     Raises:
         ConfigError: names that the network does not have. DataError: targets that are not of the pictures.
@@ -75,14 +76,13 @@ def fit(
     if targets.shape != tuple(outputs.shape):
         raise DataError(f"targets of shape {targets.shape} for embeddings of shape {tuple(outputs.shape)}: one of each picture")
     wanted = torch.from_numpy(targets) - outputs
-    left_out, bound = None, float("inf")
-    if held is not None:
-        bound = float(wanted.norm()) / hold**0.5
+    problem = Problem(images, wanted, penalty, held, hold)
+    left_out = None
     if (len(pictures) + len(anchors)) * targets.shape[1] <= MOST:
-        solution = solve(linear, images, wanted, penalty=penalty, anchors=held, hold=hold)
+        solution = solve(linear, problem)
         delta, left_out = solution.delta, solution.left_out.float().numpy()
     else:
-        delta = approach(linear, images, wanted, penalty=penalty, anchors=held, hold=hold).delta
+        delta = approach(linear, problem).delta
     drift = np.zeros(0, np.float32) if held is None else linear.tangent(held, delta).norm(dim=1).numpy()
     adaptation = new_adaptation(
         {name: value.numpy() for name, value in delta.items()},
@@ -97,7 +97,7 @@ def fit(
     if len(anchors):
         after = embed(adapted(model, [adaptation]), anchors, preprocess)
         measured = np.linalg.norm(after - embed(network, anchors, preprocess), axis=1)
-    return Fitted(adaptation, left_out, drift, measured, bound)
+    return Fitted(adaptation, left_out, drift, measured, problem.bound)
 
 
 def adapted(model: RunModel, adaptations: Sequence[Adaptation]) -> nn.Module:

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from samespace.cloud.finetune.linear import Delta, Linearised
+from samespace.cloud.finetune.problem import Problem
 from samespace.sdk.errors import ConfigError
 
 __all__ = ["Approached", "approach"]
-
-_BATCH = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +35,8 @@ class Approached:
 
 def approach(
     network: Linearised,
-    images: Tensor,
-    wanted: Tensor,
+    problem: Problem,
     *,
-    penalty: float = 1e-3,
-    anchors: Tensor | None = None,
-    hold: float = 1.0,
     tolerance: float = 1e-4,
     steps: int = 500,
     advance: Callable[[int, float], None] = lambda step, residual: None,
@@ -49,28 +44,24 @@ def approach(
     """Solve ``(J^T J + mu A^T A + lambda) dw = J^T r`` (Hestenes & Stiefel 1952).
 
     Args:
-        images, wanted, penalty, anchors, hold: as :func:`samespace.cloud.finetune.exact.solve`.
         tolerance: relative residual at which it stops.
         steps: at most.
         advance: told after each step how far it is.
 
     Raises:
-        ConfigError: a penalty, a weight or a tolerance that is not above 0.
+        ConfigError: a tolerance that is not above 0.
     """
-    if not (penalty > 0 and hold > 0 and tolerance > 0):
-        raise ConfigError(f"penalty, hold and tolerance must be above 0, got {penalty}, {hold} and {tolerance}")
+    if not tolerance > 0:
+        raise ConfigError(f"tolerance must be above 0, got {tolerance}")
 
     def normal(delta: Delta) -> dict[str, Tensor]:
-        total = {name: penalty * value for name, value in delta.items()}
-        for rows, weight in ((images, 1.0), (anchors, hold)):
+        total = {name: problem.penalty * value for name, value in delta.items()}
+        for rows, weight in ((problem.images, 1.0), (problem.anchors, problem.hold)):
             if rows is not None:
-                for part in rows.split(_BATCH):
-                    _add(total, network.pull(part, network.tangent(part, delta)), weight)
+                _add(total, network.pull(rows, network.tangent(rows, delta)), weight)
         return total
 
-    left = network.zero()
-    for part, rows in zip(images.split(_BATCH), wanted.to(images.dtype).split(_BATCH), strict=True):
-        _add(left, network.pull(part, rows))
+    left = network.pull(problem.images, problem.wanted.to(problem.images.dtype))
     delta, along = network.zero(), {name: value.clone() for name, value in left.items()}
     begin = size = _dot(left, left)
     for step in range(1, steps + 1):

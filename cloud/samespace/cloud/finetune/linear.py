@@ -15,6 +15,8 @@ from samespace.sdk.errors import ConfigError
 
 __all__ = ["Delta", "Linearised"]
 
+#: Images at once.
+_BATCH = 64
 #: Parameter -> its change dw, of the parameter's shape.
 Delta = Mapping[str, Tensor]
 
@@ -62,12 +64,17 @@ class Linearised:
         """
         self._same(delta)
         whole = {name: delta[name] for name in self._at}
-        return jvp(lambda at: self._called(at, images), (self._at,), (whole,))[1].detach()
+        parts = [jvp(lambda at, part=part: self._called(at, part), (self._at,), (whole,))[1] for part in images.split(_BATCH)]
+        return torch.cat(parts).detach()
 
     def pull(self, images: Tensor, rows: Tensor) -> dict[str, Tensor]:
         """J(x)^T rows, summed over images, by one backward pass; ``rows`` is ``(n, d)``."""
-        back = vjp(lambda at: self._called(at, images), self._at)[1]
-        return {name: found.detach() for name, found in back(rows)[0].items()}
+        total = self.zero()
+        for part, wanted in zip(images.split(_BATCH), rows.split(_BATCH), strict=True):
+            back = vjp(lambda at, part=part: self._called(at, part), self._at)[1]
+            for name, found in back(wanted)[0].items():
+                total[name] += found.detach()
+        return total
 
     def jacobian(self, images: Tensor, name: str) -> Tensor:
         """``(n, d, p)``: J(x) of one parameter's p numbers, image by image."""
