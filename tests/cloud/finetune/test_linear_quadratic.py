@@ -80,7 +80,7 @@ def test_pulling_back_and_single_jacobians_are_the_same_map(seed: int) -> None:
     delta, rows = drawn(linear, seed), torch.randn(3, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     along = (linear.tangent(images, delta) * rows).sum()
     torch.testing.assert_close(along, flat(linear.pull(images, rows)) @ flat(delta))
-    parts = [linear.jacobian(images, name) @ delta[name].flatten() for name in linear.shapes]
+    parts = [linear.jacobian(images, [name]) @ delta[name].flatten() for name in linear.shapes]
     torch.testing.assert_close(torch.stack(parts).sum(0), linear.tangent(images, delta))
 
 

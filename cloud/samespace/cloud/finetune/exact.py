@@ -18,8 +18,8 @@ __all__ = ["MOST", "Solution", "solve"]
 
 #: Numbers wanted (images times dimensions) that are solved for at once: the matrix has the square of it.
 MOST = 12_000
-#: Images whose Jacobians are taken at once.
-_BATCH = 32
+#: Rows of a Jacobian taken at once, and numbers of it in memory: parameters are taken in blocks of so many.
+_ROWS, _NUMBERS = 2048, 2**27
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,10 +79,25 @@ def solve(network: Linearised, problem: Problem) -> Solution:
 
 
 def _gram(network: Linearised, images: Tensor, d: int) -> Tensor:
-    """``(n d, n d)`` float64 products of all Jacobians; one parameter's at a time, so that no more are in memory."""
-    total = torch.zeros((len(images) * d, len(images) * d), dtype=torch.float64)
-    for name in network.shapes:
-        parts = [network.jacobian(part, name).flatten(0, 1) for part in images.split(_BATCH)]
-        rows = torch.cat(parts).double()
-        total += rows @ rows.T
+    """``(n d, n d)`` float64 products of all Jacobians, block of parameters by block, so that no more are in memory."""
+    count = len(images) * d
+    total = torch.zeros((count, count), dtype=torch.float64)
+    for names in _blocks(network, count):
+        parts = [network.jacobian(part, names).flatten(0, 1) for part in images.split(max(1, _ROWS // d))]
+        rows = torch.cat(parts)
+        for columns in rows.split(max(1, _NUMBERS // count), 1):
+            wide = columns.double()
+            total.addmm_(wide, wide.T)
     return total
+
+
+def _blocks(network: Linearised, rows: int) -> list[list[str]]:
+    blocks: list[list[str]] = [[]]
+    size = 0
+    for name, shape in network.shapes.items():
+        if blocks[-1] and (size + shape.numel()) * rows > _NUMBERS:
+            blocks.append([])
+            size = 0
+        blocks[-1].append(name)
+        size += shape.numel()
+    return blocks

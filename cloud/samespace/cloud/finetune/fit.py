@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from samespace.cloud.evaluation import embed
 from samespace.cloud.finetune.adaptation import Adaptation, composed, new_adaptation
+from samespace.cloud.finetune.cut import cut
 from samespace.cloud.finetune.exact import MOST, solve
 from samespace.cloud.finetune.iterative import approach
 from samespace.cloud.finetune.linear import Linearised
@@ -71,7 +72,10 @@ def fit(
     network, preprocess = model.build(), model.record.preprocess
     images = normalised(torch.from_numpy(np.array(pictures)), preprocess)
     held = normalised(torch.from_numpy(np.array(anchors)), preprocess) if len(anchors) else None
-    linear = Linearised(network, trained, L2Norm())
+    front, back = cut(network, trained)
+    images = _features(front, images)
+    held = None if held is None else _features(front, held)
+    linear = Linearised(back, trained, L2Norm())
     outputs = linear.outputs(images)
     if targets.shape != tuple(outputs.shape):
         raise DataError(f"targets of shape {targets.shape} for embeddings of shape {tuple(outputs.shape)}: one of each picture")
@@ -113,3 +117,8 @@ def adapted(model: RunModel, adaptations: Sequence[Adaptation]) -> nn.Module:
     # The record says whose weights they were; these are made of them.
     record = model.record.model_copy(update={"weights_sha256": digest(weights)})
     return load_model(record, weights, model.name)
+
+
+def _features(front: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([front(part) for part in images.split(64)])

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from samespace.cloud.finetune.kfac import Precondition
 from samespace.cloud.finetune.linear import Delta, Linearised
 from samespace.cloud.finetune.problem import Problem
 from samespace.sdk.errors import ConfigError
 
-__all__ = ["Approached", "approach"]
+__all__ = ["Approached", "approach", "curvature"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +40,7 @@ def approach(
     *,
     tolerance: float = 1e-4,
     steps: int = 500,
+    precondition: Precondition = dict,
     advance: Callable[[int, float], None] = lambda step, residual: None,
 ) -> Approached:
     """Solve ``(J^T J + mu A^T A + lambda) dw = J^T r`` (Hestenes & Stiefel 1952).
@@ -46,6 +48,8 @@ def approach(
     Args:
         tolerance: relative residual at which it stops.
         steps: at most.
+        precondition: gradient -> about ``(J^T J + ...)^-1 gradient``, see :func:`samespace.cloud.finetune.kfac.kfac`; fewer
+            steps are needed with one.
         advance: told after each step how far it is.
 
     Raises:
@@ -54,27 +58,31 @@ def approach(
     if not tolerance > 0:
         raise ConfigError(f"tolerance must be above 0, got {tolerance}")
 
-    def normal(delta: Delta) -> dict[str, Tensor]:
-        total = {name: problem.penalty * value for name, value in delta.items()}
-        for rows, weight in ((problem.images, 1.0), (problem.anchors, problem.hold)):
-            if rows is not None:
-                _add(total, network.pull(rows, network.tangent(rows, delta)), weight)
-        return total
-
     left = network.pull(problem.images, problem.wanted.to(problem.images.dtype))
-    delta, along = network.zero(), {name: value.clone() for name, value in left.items()}
-    begin = size = _dot(left, left)
+    delta, turned = network.zero(), precondition(left)
+    along = {name: value.clone() for name, value in turned.items()}
+    begin, size, fall = _dot(left, left), _dot(left, left), _dot(left, turned)
     for step in range(1, steps + 1):
         if not size > tolerance**2 * begin:
             return Approached(delta, step - 1, (size / begin) ** 0.5 if begin else 0.0)
-        turned = normal(along)
-        length = size / _dot(along, turned)
+        bent = curvature(network, problem, along)
+        length = fall / _dot(along, bent)
         _add(delta, along, length)
-        _add(left, turned, -length)
-        before, size = size, _dot(left, left)
-        along = {name: left[name] + size / before * value for name, value in along.items()}
+        _add(left, bent, -length)
+        turned = precondition(left)
+        before, fall, size = fall, _dot(left, turned), _dot(left, left)
+        along = {name: turned[name] + fall / before * value for name, value in along.items()}
         advance(step, (size / begin) ** 0.5)
     return Approached(delta, steps, (size / begin) ** 0.5 if begin else 0.0)
+
+
+def curvature(network: Linearised, problem: Problem, delta: Delta) -> dict[str, Tensor]:
+    """``(J^T J + mu A^T A + lambda) delta``."""
+    total = {name: problem.penalty * value for name, value in delta.items()}
+    for rows, weight in ((problem.images, 1.0), (problem.anchors, problem.hold)):
+        if rows is not None:
+            _add(total, network.pull(rows, network.tangent(rows, delta)), weight)
+    return total
 
 
 def _add(total: dict[str, Tensor], more: Delta, weight: float = 1.0) -> None:

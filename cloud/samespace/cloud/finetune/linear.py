@@ -13,7 +13,7 @@ from torch.func import functional_call, jacrev, jvp, vjp, vmap
 
 from samespace.sdk.errors import ConfigError
 
-__all__ = ["Delta", "Linearised"]
+__all__ = ["Delta", "Linearised", "chosen"]
 
 #: Images at once.
 _BATCH = 64
@@ -30,6 +30,7 @@ class Linearised:
         then: what comes after the model, without parameters: the norm of an embedding.
 
     Attributes:
+        model, then: as given.
         shapes: parameter -> shape, of what is trained.
 
     Raises:
@@ -37,19 +38,13 @@ class Linearised:
     """
 
     def __init__(self, model: nn.Module, trained: Sequence[str] = (), then: nn.Module | None = None) -> None:
-        self._model, self._then = model.eval(), then or nn.Identity()
+        self.model, self.then = model.eval(), then or nn.Identity()
         held = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        known = list(held)
-        for prefix in trained:
-            if not any(_within(name, prefix) for name in known):
-                modules = ", ".join(sorted({name.split(".")[0] for name in known}))
-                raise ConfigError(f"the network has no parameters called {prefix!r}; it has: {modules}")
-        chosen = {name: held[name] for name in known if not trained or any(_within(name, prefix) for prefix in trained)}
-        if not chosen:
-            raise ConfigError("the network has no parameters that could be trained")
-        self._at, self._fixed = chosen, {name: held[name] for name in known if name not in chosen}
+        names = chosen(model, trained)
+        self._at = {name: held[name] for name in names}
+        self._fixed = {name: held[name] for name in held if name not in self._at}
         self._buffers = dict(model.named_buffers())
-        self.shapes = {name: parameter.shape for name, parameter in chosen.items()}
+        self.shapes = {name: parameter.shape for name, parameter in self._at.items()}
 
     def outputs(self, images: Tensor) -> Tensor:
         """``(n, d)``: f(x; w0)."""
@@ -76,27 +71,44 @@ class Linearised:
                 total[name] += found.detach()
         return total
 
-    def jacobian(self, images: Tensor, name: str) -> Tensor:
-        """``(n, d, p)``: J(x) of one parameter's p numbers, image by image."""
+    def jacobian(self, images: Tensor, names: Sequence[str]) -> Tensor:
+        """``(n, d, p)``: J(x) of the p numbers of some parameters, image by image."""
 
-        def of_one(value: Tensor, image: Tensor) -> Tensor:
-            return self._called({**self._at, name: value}, image[None])[0]
+        def of_one(values: Delta, image: Tensor) -> Tensor:
+            return self._called({**self._at, **values}, image[None])[0]
 
-        found = vmap(jacrev(of_one), in_dims=(None, 0))(self._at[name], images)
-        return found.detach().flatten(2)
+        found = vmap(jacrev(of_one), in_dims=(None, 0))({name: self._at[name] for name in names}, images)
+        return torch.cat([found[name].detach().flatten(2) for name in names], 2)
 
     def zero(self) -> dict[str, Tensor]:
         """No change."""
         return {name: torch.zeros_like(value) for name, value in self._at.items()}
 
     def _called(self, at: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        return self._then(functional_call(self._model, {**self._fixed, **self._buffers, **at}, (images,)))
+        return self.then(functional_call(self.model, {**self._fixed, **self._buffers, **at}, (images,)))
 
     def _same(self, delta: Delta) -> None:
         wrong = {name: tuple(value.shape) for name, value in delta.items() if self.shapes.get(name) != value.shape}
         if wrong or set(delta) != set(self.shapes):
             named = next(iter(wrong or set(delta) ^ set(self.shapes)))
             raise ConfigError(f"the change of weights is not of this network's trained parameters: {named}")
+
+
+def chosen(model: nn.Module, trained: Sequence[str]) -> list[str]:
+    """The parameters that the names mean: their own, or those of modules that hold them; all without names.
+
+    Raises:
+        ConfigError: a name that nothing has, or no parameter at all.
+    """
+    known = [name for name, _ in model.named_parameters()]
+    for prefix in trained:
+        if not any(_within(name, prefix) for name in known):
+            modules = ", ".join(dict.fromkeys(name.split(".")[0] for name in known))
+            raise ConfigError(f"the network has no parameters called {prefix!r}; it has: {modules}")
+    found = [name for name in known if not trained or any(_within(name, prefix) for prefix in trained)]
+    if not found:
+        raise ConfigError("the network has no parameters that could be trained")
+    return found
 
 
 def _within(name: str, prefix: str) -> bool:

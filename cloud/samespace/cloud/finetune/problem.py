@@ -10,11 +10,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from samespace.sdk.errors import ConfigError, DataError
 
-__all__ = ["Problem"]
+__all__ = ["TARGET_SCALE", "Problem", "class_targets"]
+
+#: Length of a class's target, where outputs are class scores (the group's tangent-model-composition, ``mse_weight``).
+TARGET_SCALE = 15.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,3 +63,14 @@ class Problem:
         without anchors.
         """
         return float(self.wanted.double().norm()) / self.hold**0.5 if len(self.held) else float("inf")
+
+
+def class_targets(labels: Tensor, classes: int, scale: float = TARGET_SCALE) -> Tensor:
+    """``(n, classes)``: what class scores are to be, ``scale`` at the label and 0 elsewhere (LQF, eq. 4).
+
+    Raises:
+        DataError: a label that is no class.
+    """
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise DataError(f"labels from {int(labels.min())} to {int(labels.max())}: they must be from 0 to {classes - 1}")
+    return scale * F.one_hot(labels.long(), classes).to(torch.get_default_dtype())
