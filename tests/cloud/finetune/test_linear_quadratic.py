@@ -115,6 +115,20 @@ def test_left_out_is_what_solving_without_the_image_gives(seed: int) -> None:
 
 
 @few
+@given(seeds)
+def test_influence_is_what_a_query_would_lose_without_the_image(seed: int) -> None:
+    linear, images, anchors = Linearised(network(seed), ["0", "5"]), pictures(4, seed), pictures(2, seed + 1)
+    wanted = torch.randn(4, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    queries = pictures(3, seed + 2)
+    found = solve(linear, Problem(images, wanted, penalty=0.2, anchors=anchors), queries)
+    for out in range(4):
+        others = [index for index in range(4) if index != out]
+        without = solve(linear, Problem(images[others], wanted[others], penalty=0.2, anchors=anchors))
+        lost = linear.tangent(queries, found.delta) - linear.tangent(queries, without.delta)
+        torch.testing.assert_close(found.influence[:, out], lost, rtol=1e-5, atol=1e-7)
+
+
+@few
 @given(seeds, st.booleans())
 def test_conjugate_gradients_come_to_the_same_optimum(seed: int, held: bool) -> None:
     linear, images = Linearised(network(seed), ["0", "5"]), pictures(5, seed)

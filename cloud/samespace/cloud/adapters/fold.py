@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import safetensors.torch
 import torch
 
+from samespace.cloud.derived import write_derived
 from samespace.edge.models.registry import build_model
-from samespace.export.run import read_run
+from samespace.export.run import RunModel, read_run
 from samespace.sdk.adapter import Adapter
 from samespace.sdk.errors import ConfigError
-from samespace.sdk.files import atomic_directory
-from samespace.sdk.identity import ModelRecord, SpaceRecord, digest
+from samespace.sdk.identity import ModelRecord, digest
 
 __all__ = ["fold"]
 
@@ -74,15 +72,5 @@ def fold(run: Path, name: str, adapter: Adapter, space: Path, output: Path) -> M
         preprocess=base.preprocess,
         weights_sha256=digest(data),
     )
-    with atomic_directory(output) as folder:
-        (folder / "models").mkdir()
-        for tier, one, content in (("cloud", target.cloud.record, target.cloud.weights), (f"{name}-adapted", folded, data)):
-            (folder / "models" / f"{tier}.json").write_text(one.model_dump_json(indent=2) + "\n")
-            (folder / "models" / f"{tier}.safetensors").write_bytes(content)
-        space_record: SpaceRecord = target.space
-        (folder / "space.json").write_text(space_record.model_dump_json(indent=2) + "\n")
-        for part in ("probes", "calibration"):
-            if (space / part).is_dir():
-                shutil.copytree(space / part, folder / part)
-        (folder / "matrices.json").write_text(json.dumps([]) + "\n")
+    write_derived(output, target, RunModel(f"{name}-adapted", folded, data))
     return folded

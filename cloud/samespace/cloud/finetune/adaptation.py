@@ -22,7 +22,16 @@ from samespace.sdk.files import atomic_write
 from samespace.sdk.identity import canonical_json, digest
 from samespace.sdk.signing import PublicKey, SigningKey, TrustStore
 
-__all__ = ["Adaptation", "AdaptationRecord", "composed", "new_adaptation", "read_adaptation", "write_adaptation"]
+__all__ = [
+    "Adaptation",
+    "AdaptationRecord",
+    "composed",
+    "low_rank",
+    "new_adaptation",
+    "read_adaptation",
+    "total_change",
+    "write_adaptation",
+]
 
 ADAPTATION_VERSION = 1
 _ENVELOPE = "samespace_adaptation"
@@ -51,7 +60,8 @@ class Adaptation:
     """An adaptation in memory.
 
     Attributes:
-        tensors: parameter -> float32 change, of the parameter's shape.
+        tensors: parameter -> float32 change, of the parameter's shape; or ``PARAMETER:left`` (m, r) and ``PARAMETER:right``
+            (r, n), whose product it is, with all but the first dimension flattened.
 
     Raises:
         IntegrityError: a change that is not finite, or not the one that the record is about.
@@ -87,8 +97,30 @@ def new_adaptation(
     return Adaptation(record, tensors)
 
 
-def composed(base: Tensors, base_sha256: str, adaptations: Iterable[Adaptation]) -> dict[str, npt.NDArray[np.float32]]:
-    """The released weights with the changes of a set; the same bits in whatever order it is given.
+def low_rank(tensors: Tensors, rank: int) -> dict[str, npt.NDArray[np.float32]]:
+    """Each matrix (a convolution's with its inputs and kernel flattened) as its best product of that rank, where that is smaller.
+
+    Raises:
+        ConfigError: a rank below 1.
+    """
+    if rank < 1:
+        raise ConfigError(f"rank must be 1 or more, got {rank}")
+    found = {}
+    for name, tensor in tensors.items():
+        matrix = tensor.reshape(len(tensor), -1) if tensor.ndim else tensor.reshape(1, 1)
+        if rank * sum(matrix.shape) >= matrix.size:
+            found[name] = tensor
+            continue
+        left, sizes, right = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
+        found[f"{name}:left"] = (left[:, :rank] * sizes[:rank]).astype(np.float32)
+        found[f"{name}:right"] = np.ascontiguousarray(right[:rank], np.float32)
+    return found
+
+
+def total_change(
+    shapes: Mapping[str, tuple[int, ...]], base_sha256: str, adaptations: Iterable[Adaptation]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """The sum of a set's changes, by parameter; the same bits in whatever order it is given.
 
     Raises:
         ConfigError: an adaptation of other weights, one that is there twice, or a tensor that the weights do not have.
@@ -97,18 +129,41 @@ def composed(base: Tensors, base_sha256: str, adaptations: Iterable[Adaptation])
     ids = [one.adaptation_id for one in every]
     if twice := next((name for name in ids if ids.count(name) > 1), None):
         raise ConfigError(f"the adaptation {twice} is there twice; give it once")
-    total = {name: tensor.astype(np.float64) for name, tensor in base.items()}
+    total: dict[str, npt.NDArray[np.float64]] = {}
     for one in every:
         if one.record.base_sha256 != base_sha256:
             raise ConfigError(
                 f"the adaptation {one.adaptation_id} is of the weights {one.record.base_sha256[:16]}, these are "
                 f"{base_sha256[:16]}; adapt this release anew"
             )
-        for name, change in one.tensors.items():
-            if name not in total or total[name].shape != change.shape:
+        for name in dict.fromkeys(key.partition(":")[0] for key in one.tensors):
+            change = _change(one.tensors, name)
+            if name not in shapes or change.size != np.prod(shapes[name]):
                 raise ConfigError(f"the adaptation {one.adaptation_id} changes {name}, which these weights do not have")
-            total[name] += change
-    return {name: tensor.astype(base[name].dtype) for name, tensor in total.items()}
+            total[name] = total.get(name, np.zeros(shapes[name])) + change.reshape(shapes[name])
+    return total
+
+
+def composed(base: Tensors, base_sha256: str, adaptations: Iterable[Adaptation]) -> dict[str, npt.NDArray[np.float32]]:
+    """The released weights with the changes of a set, added in float64.
+
+    Raises:
+        ConfigError: as :func:`total_change`.
+    """
+    total = total_change({name: tensor.shape for name, tensor in base.items()}, base_sha256, adaptations)
+    return {
+        name: (tensor.astype(np.float64) + total[name]).astype(tensor.dtype) if name in total else tensor
+        for name, tensor in base.items()
+    }
+
+
+def _change(tensors: Tensors, name: str) -> npt.NDArray[np.float64]:
+    if name in tensors:
+        return tensors[name].astype(np.float64)
+    try:
+        return tensors[f"{name}:left"].astype(np.float64) @ tensors[f"{name}:right"].astype(np.float64)
+    except (KeyError, ValueError):
+        raise IntegrityError(f"the change of {name} lacks one of its two factors, or they do not fit") from None
 
 
 def write_adaptation(path: Path, adaptation: Adaptation, key: SigningKey | None) -> None:

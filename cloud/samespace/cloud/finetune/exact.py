@@ -31,29 +31,36 @@ class Solution:
         fitted: ``(n, d)`` J_i dw.
         left_out: ``(n, d)`` what J_i dw would be, had image i not been there: exact, without solving again.
         drift: ``(m,)`` |A_j dw|, the first-order change of each anchor's embedding.
+        influence: ``(q, n, d)`` how far image i moved what query q is given: J_q dw less what it would be without the image.
     """
 
     delta: dict[str, Tensor]
     fitted: Tensor
     left_out: Tensor
     drift: Tensor
+    influence: Tensor
 
 
-def solve(network: Linearised, problem: Problem) -> Solution:
+def solve(network: Linearised, problem: Problem, queries: Tensor | None = None) -> Solution:
     """The optimum; in float64 but for the network.
+
+    Args:
+        queries: ``(q, ...)`` pictures of whose outputs it is asked which image moved them.
 
     Raises:
         DataError: too many images and anchors.
     """
     images, held, penalty = problem.images, problem.held, problem.penalty
     n, d = problem.wanted.shape
+    asked = problem.images[:0] if queries is None else queries
     if (n + len(held)) * d > MOST:
         raise DataError(
             f"{n} images and {len(held)} anchors of {d} dimensions are {(n + len(held)) * d} numbers to solve for, at most "
             f"{MOST}; give fewer"
         )
-    gram = _gram(network, torch.cat([images, held]), d)
-    here, there = slice(0, n * d), slice(n * d, None)
+    gram = _gram(network, torch.cat([images, held, asked]), d)
+    here, there = slice(0, n * d), slice(n * d, (n + len(held)) * d)
+    queried = slice((n + len(held)) * d, None)
     wanted = problem.wanted.double()
     # (lambda I + mu A^T A)^-1 by Woodbury's identity.
     inner = gram[there, there] + penalty / problem.hold * torch.eye(len(held) * d, dtype=torch.float64)
@@ -70,11 +77,13 @@ def solve(network: Linearised, problem: Problem) -> Solution:
     moved = ((gram[there, here] @ dual + gram[there, there] @ back) / penalty).view(len(held), d)
     own = inverse.view(n, d, n, d)[torch.arange(n), :, torch.arange(n), :]
     missed = torch.linalg.solve(own, dual.view(n, d, 1))[..., 0]
+    reach = ((gram[queried, here] - gram[queried, there] @ across) / penalty @ inverse).view(len(asked), d, n, d)
     return Solution(
         delta=delta,
         fitted=wanted - dual.view(n, d),
         left_out=wanted - missed,
         drift=moved.norm(dim=1),
+        influence=torch.einsum("qcnd,nd->qnc", reach, missed),
     )
 
 

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from samespace.cloud.evaluation import embed
-from samespace.cloud.finetune.adaptation import Adaptation, composed, new_adaptation
+from samespace.cloud.finetune.adaptation import Adaptation, low_rank, new_adaptation, total_change
 from samespace.cloud.finetune.cut import cut
 from samespace.cloud.finetune.exact import MOST, solve
 from samespace.cloud.finetune.iterative import approach
+from samespace.cloud.finetune.kfac import kfac
 from samespace.cloud.finetune.linear import Linearised
 from samespace.cloud.finetune.problem import Problem
+from samespace.cloud.finetune.release import adapted
 from samespace.cloud.inputs import normalised
 from samespace.edge.models.head import L2Norm
-from samespace.export.run import RunModel, load_model
+from samespace.export.run import RunModel
 from samespace.sdk.errors import DataError
-from samespace.sdk.identity import digest
 
-__all__ = ["Fitted", "adapted", "fit"]
+__all__ = ["Fitted", "fit"]
 
 Rows = npt.NDArray[np.float32]
+#: Numbers wanted up to which the closed form is quicker than some steps; the residual that those stop at.
+_CLOSED, _TOLERANCE = 6_000, 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,17 +36,25 @@ class Fitted:
     """An adaptation and what it does.
 
     Attributes:
+        before: ``(n, d)`` the released model's embeddings of the images.
+        fitted: ``(n, d)`` J_i dw, their first-order changes.
         left_out: ``(n, d)`` J_i dw of each image, had it not been there; None where there were too many to say.
+        influence: ``(n, n)`` how far image j moved image i along what i was moved by, of |J_i dw|; None like ``left_out``.
         drift: ``(m,)`` first-order change of each anchor's embedding.
-        measured: ``(m,)`` change of each anchor's embedding by the adapted network itself.
-        bound: that no first-order change is above.
+        measured: ``(m,)`` change of each anchor's embedding by the network with changed weights.
+        bound: that no first-order change is above; infinite where nothing bounds it: without anchors, or of low rank.
+        steps: taken by conjugate gradients; 0: solved in closed form.
     """
 
     adaptation: Adaptation
+    before: Rows
+    fitted: Rows
     left_out: Rows | None
+    influence: Rows | None
     drift: Rows
     measured: Rows
     bound: float
+    steps: int
 
 
 def fit(
@@ -56,6 +66,9 @@ def fit(
     trained: Sequence[str] = (),
     penalty: float = 1e-3,
     hold: float = 1.0,
+    rank: int | None = None,
+    closed: bool | None = None,
+    advance: Callable[[int, float], None] = lambda step, residual: None,
 ) -> Fitted:
     """Minimise the distance of pictures' embeddings to targets in the shared space, to first order; anchors are to stay.
 
@@ -65,6 +78,9 @@ def fit(
         anchors: ``(m, s, s, 3)`` uint8 pictures whose embeddings are to stay.
         trained: modules or parameters that may change; all without.
         penalty, hold: lambda and mu, see :class:`~samespace.cloud.finetune.problem.Problem`.
+        rank: the change of each matrix is rounded to it, for a smaller file; whole without.
+        closed: solve in closed form, or by conjugate gradients with K-FAC; by the number of images without.
+        advance: told after each step of conjugate gradients how far it is.
 
     Raises:
         ConfigError: names that the network does not have. DataError: targets that are not of the pictures.
@@ -81,42 +97,43 @@ def fit(
         raise DataError(f"targets of shape {targets.shape} for embeddings of shape {tuple(outputs.shape)}: one of each picture")
     wanted = torch.from_numpy(targets) - outputs
     problem = Problem(images, wanted, penalty, held, hold)
-    left_out = None
-    if (len(pictures) + len(anchors)) * targets.shape[1] <= MOST:
-        solution = solve(linear, problem)
+    left_out = influence = None
+    steps = 0
+    numbers = (len(pictures) + len(anchors)) * targets.shape[1]
+    if numbers <= min(MOST, _CLOSED) if closed is None else closed:
+        solution = solve(linear, problem, images)
         delta, left_out = solution.delta, solution.left_out.float().numpy()
+        moved = torch.nn.functional.normalize(solution.fitted, dim=1)
+        influence = torch.einsum("qnd,qd->qn", solution.influence, moved).float().numpy()
     else:
-        delta = approach(linear, problem).delta
+        found = approach(linear, problem, tolerance=_TOLERANCE, precondition=kfac(linear, problem), advance=advance)
+        delta, steps = found.delta, found.steps
+    whole = {name: value.numpy() for name, value in delta.items()}
+    tensors = whole if rank is None else low_rank(whole, rank)
+    facts = {"images": len(pictures), "anchors": len(anchors), "base_sha256": model.record.weights_sha256}
+    settings = {"penalty": penalty, "hold": hold, **({} if rank is None else {"rank": rank})}
+    if rank is not None:
+        rounded = new_adaptation(tensors, drift=0.0, **facts)
+        shapes = {name: tuple(shape) for name, shape in linear.shapes.items()}
+        changes = total_change(shapes, model.record.weights_sha256, [rounded])
+        delta = {name: torch.from_numpy(value).float() for name, value in changes.items()}
     drift = np.zeros(0, np.float32) if held is None else linear.tangent(held, delta).norm(dim=1).numpy()
-    adaptation = new_adaptation(
-        {name: value.numpy() for name, value in delta.items()},
-        base_sha256=model.record.weights_sha256,
-        images=len(pictures),
-        anchors=len(anchors),
-        drift=float(drift.max(initial=0.0)),
-        penalty=penalty,
-        hold=hold,
-    )
+    adaptation = new_adaptation(tensors, drift=float(drift.max(initial=0.0)), **facts, **settings)
     measured = np.zeros(0, np.float32)
     if len(anchors):
         after = embed(adapted(model, [adaptation]), anchors, preprocess)
         measured = np.linalg.norm(after - embed(network, anchors, preprocess), axis=1)
-    return Fitted(adaptation, left_out, drift, measured, problem.bound)
-
-
-def adapted(model: RunModel, adaptations: Sequence[Adaptation]) -> nn.Module:
-    """The network with the changes of a set of adaptations, in evaluation mode.
-
-    Raises:
-        ConfigError: adaptations that are not of this model's weights.
-    """
-    base: dict[str, Tensor] = safetensors.torch.load(model.weights)
-    floats = {name: tensor.numpy() for name, tensor in base.items() if tensor.is_floating_point()}
-    changed = composed(floats, model.record.weights_sha256, adaptations)
-    weights = safetensors.torch.save({**base, **{name: torch.from_numpy(value) for name, value in changed.items()}})
-    # The record says whose weights they were; these are made of them.
-    record = model.record.model_copy(update={"weights_sha256": digest(weights)})
-    return load_model(record, weights, model.name)
+    return Fitted(
+        adaptation,
+        outputs.numpy(),
+        linear.tangent(images, delta).numpy(),
+        left_out,
+        influence,
+        drift,
+        measured,
+        problem.bound if rank is None else float("inf"),
+        steps,
+    )
 
 
 def _features(front: nn.Module, images: Tensor) -> Tensor:
