@@ -98,7 +98,7 @@ def new_adaptation(
 
 
 def low_rank(tensors: Tensors, rank: int) -> dict[str, npt.NDArray[np.float32]]:
-    """Each matrix (a convolution's with its inputs and kernel flattened) as its best product of that rank, where that is smaller.
+    """Each matrix (of a convolution, with inputs and kernel flattened) as its best product of that rank, where that is smaller.
 
     Raises:
         ConfigError: a rank below 1.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from samespace.cloud.evaluation import embed
 from samespace.cloud.finetune.adaptation import Adaptation, low_rank, new_adaptation, total_change
 from samespace.cloud.finetune.cut import cut
-from samespace.cloud.finetune.exact import MOST, solve
+from samespace.cloud.finetune.exact import solve
 from samespace.cloud.finetune.iterative import approach
 from samespace.cloud.finetune.kfac import kfac
 from samespace.cloud.finetune.linear import Linearised
@@ -27,8 +27,8 @@ from samespace.sdk.errors import DataError
 __all__ = ["Fitted", "fit"]
 
 Rows = npt.NDArray[np.float32]
-#: Numbers wanted up to which the closed form is quicker than some steps; the residual that those stop at.
-_CLOSED, _TOLERANCE = 6_000, 1e-3
+#: Numbers wanted, and numbers of their Jacobian, up to which the closed form is quick; the residual that steps stop at.
+_CLOSED, _JACOBIAN, _TOLERANCE = 6_000, 10**9, 1e-2
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +100,9 @@ def fit(
     left_out = influence = None
     steps = 0
     numbers = (len(pictures) + len(anchors)) * targets.shape[1]
-    if numbers <= min(MOST, _CLOSED) if closed is None else closed:
+    if closed is None:
+        closed = numbers <= _CLOSED and numbers * sum(shape.numel() for shape in linear.shapes.values()) <= _JACOBIAN
+    if closed:
         solution = solve(linear, problem, images)
         delta, left_out = solution.delta, solution.left_out.float().numpy()
         moved = torch.nn.functional.normalize(solution.fitted, dim=1)

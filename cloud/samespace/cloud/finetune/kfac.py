@@ -23,8 +23,9 @@ __all__ = ["Precondition", "kfac"]
 #: Applies an approximate inverse of the curvature to a gradient.
 Precondition = Callable[[Delta], dict[str, Tensor]]
 
-#: Images at once; and numbers of a layer without factors whose whole block is inverted.
-_BATCH, _DENSE = 64, 2048
+#: Images at once; numbers of a layer without factors whose whole block is inverted, and of which the diagonal is taken; the
+#: largest factor.
+_BATCH, _DENSE, _DIAGONAL, _FACTOR = 64, 2048, 2**15, 4096
 
 
 def kfac(network: Linearised, problem: Problem) -> Precondition:
@@ -33,13 +34,16 @@ def kfac(network: Linearised, problem: Problem) -> Precondition:
     Returns:
         gradient -> about ``(J^T J + lambda)^-1 gradient``.
     """
-    module = nn.Sequential(network.model, network.then)
+    module = _Weighted(network)
     factored = _factored(network)
     images = torch.cat([problem.images, problem.held])
-    layers = {name: module.get_parameter(f"0.{name}") for name in factored}
+    layers = {name: network.model.get_parameter(name) for name in factored}
     frozen = [layer for layer in layers.values() if not layer.requires_grad]
-    outputs = torch.zeros(len(images), problem.wanted.shape[1], dtype=images.dtype)
-    data = list(zip(images.split(_BATCH), outputs.split(_BATCH), strict=True))
+    data = []
+    for rows, weight in ((problem.images, 1.0), (problem.held, problem.hold)):
+        for part in rows.split(_BATCH) if len(rows) else ():
+            nothing = torch.zeros((len(part), problem.wanted.shape[1]), dtype=part.dtype)
+            data.append(({"images": part, "weight": torch.tensor(weight, dtype=part.dtype)}, nothing))
     # The Hessian of a sum of squares is 2 J^T J.
     for layer in frozen:
         layer.requires_grad_(True)
@@ -50,6 +54,7 @@ def kfac(network: Linearised, problem: Problem) -> Precondition:
         data,
         fisher_type="type-2",
         check_deterministic=False,
+        batch_size_fn=lambda entry: len(entry["images"]),  # type: ignore[index]
         separate_weight_and_bias=False,
     )
     inverse = KFACInverseLinearOperator(whole, damping=2 * problem.penalty, use_heuristic_damping=True, min_damping=1e-12)
@@ -58,7 +63,8 @@ def kfac(network: Linearised, problem: Problem) -> Precondition:
     for layer in frozen:
         layer.requires_grad_(False)
     blocks = [names for names in _modules(network) if names[0] not in factored]
-    solvers = [_solver(network, names, images, problem.penalty) for names in blocks]
+    weights = torch.cat([torch.ones(len(problem.images)), torch.full((len(problem.held),), problem.hold)]).to(images.dtype)
+    solvers = [_solver(network, names, images, weights.sqrt(), problem.penalty) for names in blocks]
 
     def precondition(gradient: Delta) -> dict[str, Tensor]:
         found: Any = inverse @ [gradient[name] for name in factored]
@@ -72,9 +78,26 @@ def kfac(network: Linearised, problem: Problem) -> Precondition:
     return precondition
 
 
-def _solver(network: Linearised, names: list[str], images: Tensor, penalty: float) -> Callable[[Tensor], Tensor]:
+class _Weighted(nn.Module):
+    """The network of images times the root of what their squares weigh."""
+
+    def __init__(self, network: Linearised) -> None:
+        super().__init__()
+        self.model, self.then = network.model, network.then
+
+    def forward(self, entry: dict[str, Tensor]) -> Tensor:
+        return entry["weight"].sqrt() * self.then(self.model(entry["images"]))
+
+
+def _solver(network: Linearised, names: list[str], images: Tensor, roots: Tensor, penalty: float) -> Callable[[Tensor], Tensor]:
     size = sum(network.shapes[name].numel() for name in names)
-    parts = (network.jacobian(part, names).flatten(0, 1) for part in images.split(_BATCH))
+    if size > _DIAGONAL:
+        scale = _mean_diagonal(network, names, images, roots) + penalty
+        return lambda gradient: gradient / scale
+    parts = (
+        (network.jacobian(part, names) * root[:, None, None]).flatten(0, 1)
+        for part, root in zip(images.split(_BATCH), roots.split(_BATCH), strict=True)
+    )
     if size > _DENSE:
         diagonal = sum((part.square().sum(0) for part in parts), torch.zeros(size, dtype=images.dtype)) + penalty
         return lambda gradient: gradient / diagonal
@@ -83,6 +106,18 @@ def _solver(network: Linearised, names: list[str], images: Tensor, penalty: floa
         block.addmm_(part.double().T, part.double())
     factor = torch.linalg.cholesky(block)
     return lambda gradient: torch.cholesky_solve(gradient.double()[:, None], factor)[:, 0].to(gradient.dtype)
+
+
+def _mean_diagonal(network: Linearised, names: list[str], images: Tensor, roots: Tensor, draws: int = 8) -> float:
+    """Of J^T J in some parameters: a row of random signs has |J^T s|^2 for its trace, on the average."""
+    chance = torch.Generator().manual_seed(0)
+    rows = network.outputs(images)
+    total = 0.0
+    for _ in range(draws):
+        signs = (torch.randint(0, 2, rows.shape, generator=chance) * 2 - 1).to(rows.dtype)
+        pulled = network.pull(images, signs * roots[:, None])
+        total += sum(float(pulled[name].double().square().sum()) for name in names)
+    return total / draws / sum(network.shapes[name].numel() for name in names)
 
 
 def _modules(network: Linearised) -> list[list[str]]:
@@ -97,6 +132,8 @@ def _factored(network: Linearised) -> list[str]:
     names = []
     for path, layer in network.model.named_modules():
         if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1):
+            if max(len(layer.weight), layer.weight[0].numel()) > _FACTOR:
+                continue
             own = [f"{path}.{name}".lstrip(".") for name, _ in layer.named_parameters()]
             names += [name for name in own if name in network.shapes]
     return names

@@ -1,6 +1,6 @@
 """A network's first-order expansion as one explicit graph of plain layers, so that it runs on any device.
 
-Two streams go through it, values and tangents (LQF, Achille et al., CVPR 2021, arXiv 2012.11140, eq. 2): a layer ``W x + b`` gives
+Two streams go through it, values x and tangents x' (LQF, Achille et al., CVPR 2021, arXiv 2012.11140, eq. 2): a layer gives
 ``W x + b`` and ``dW x + db + W x'``, an activation ``f(x)`` and ``f'(x) x'``. Nothing is computed twice before the first layer
 that changes. Values of a device are those of ``torch.func.jvp`` then, which devices do not have.
 """
@@ -84,7 +84,7 @@ class _Pair(nn.Module):
 
 
 class _Embedding(nn.Module):
-    """``e + J_norm(f) f'``: the norm of an embedding has a tangent too; the norm that follows an exported graph keeps directions."""
+    """``e + J_norm(f) f'``: the norm of an embedding has a tangent too; the one that follows in a bundle keeps directions."""
 
     def __init__(self) -> None:
         super().__init__()
