@@ -111,6 +111,26 @@ def test_every_block_of_the_readme_runs(newcomer: tuple[Path, dict[str, str]], d
 
 @pytest.mark.export
 @pytest.mark.timeout(900)
+def test_the_fine_tuning_of_the_guide_runs(newcomer: tuple[Path, dict[str, str]]) -> None:
+    folder, environment = newcomer
+    guide = (ROOT / "docs" / "finetune.md").read_text()
+    shutil.copytree(folder / "runs" / "emoji", folder / "runs" / "mugs")
+    for name in ("my-mugs", "her-mugs"):
+        classes = sorted(path for path in (folder / "photos" / "query").iterdir() if path.is_dir())
+        for label in classes[:8] if name == "my-mugs" else classes[8:14]:
+            shutil.copytree(label, folder / name / label.name)
+    for block in re.findall(r"^```bash\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL):
+        for command in commands(block):
+            result = subprocess.run(command, shell=True, text=True, capture_output=True, cwd=folder, env=environment)
+            assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+    assert (folder / "ours.samespace").exists()
+    (snippet,) = re.findall(r"^```python\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    shown = subprocess.run([sys.executable, "-"], input=snippet, text=True, capture_output=True, env=environment)
+    assert shown.returncode == 0, shown.stderr
+
+
+@pytest.mark.export
+@pytest.mark.timeout(900)
 def test_the_search_of_the_guide_runs(newcomer: tuple[Path, dict[str, str]]) -> None:
     folder, environment = newcomer
     guide = (ROOT / "docs" / "search.md").read_text()

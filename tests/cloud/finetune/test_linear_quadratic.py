@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from samespace.cloud.finetune import Linearised, Problem, solve
+from samespace.cloud.finetune import Linearised, Problem, exact, solve
 from samespace.cloud.finetune.iterative import approach
 from samespace.edge.models.head import L2Norm
 from samespace.sdk.errors import ConfigError, DataError
@@ -112,6 +112,18 @@ def test_left_out_is_what_solving_without_the_image_gives(seed: int) -> None:
         others = [index for index in range(6) if index != out]
         without = solve(linear, Problem(images[others], wanted[others], penalty=0.2, anchors=anchors))
         torch.testing.assert_close(found.left_out[out], linear.tangent(images[[out]], without.delta)[0], rtol=1e-6, atol=1e-8)
+
+
+@few
+@given(seeds)
+def test_a_wide_layer_is_solved_without_its_jacobian(seed: int) -> None:
+    linear, images = Linearised(network(seed), ["0", "5"]), pictures(5, seed)
+    wanted = torch.randn(5, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    narrow = solve(linear, Problem(images, wanted, penalty=0.2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exact, "_WIDE", 10)
+        wide = solve(linear, Problem(images, wanted, penalty=0.2))
+    torch.testing.assert_close(flat(wide.delta), flat(narrow.delta), rtol=1e-6, atol=1e-8)
 
 
 @few

@@ -28,13 +28,13 @@ app = typer.Typer(
 
 _Run = Annotated[Path, typer.Argument(help="Finished run of the model.")]
 _Model = Annotated[str, typer.Argument(help="Its name in the run.")]
-_Data = Annotated[Path, typer.Option(help="Your images: a folder with a sub-folder a class, or a .csv / .parquet manifest.")]
+_Data = Annotated[Path, typer.Option(help="Your images: a folder with a sub-folder a class, or a manifest.")]
 _Key = Annotated[Path | None, typer.Option(help="Key that signs (samespace keys new); the default one without.")]
 
 
 @app.command(
-    epilog="Example: samespace finetune fit runs/mugs phone --data my-mugs -o mine.safetensors. Exit codes: 0 written, 1 error, "
-    "2 wrong usage."
+    epilog="Example: samespace finetune fit runs/mugs phone --data my-mugs -o mine.safetensors. "
+    "Exit codes: 0 written, 1 error, 2 wrong usage."
 )
 def fit(
     run: _Run,

@@ -5,6 +5,7 @@ In the dual, only products of Jacobians are needed (kernel ridge with the neural
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,8 @@ __all__ = ["MOST", "Solution", "solve"]
 MOST = 12_000
 #: Rows of a Jacobian taken at once, and numbers of it in memory: parameters are taken in blocks of so many.
 _ROWS, _NUMBERS = 2048, 2**27
+#: Numbers of a block above which its Jacobian is never whole in memory.
+_WIDE = 2**17
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +95,9 @@ def _gram(network: Linearised, images: Tensor, d: int) -> Tensor:
     count = len(images) * d
     total = torch.zeros((count, count), dtype=torch.float64)
     for names in _blocks(network, count):
+        if sum(network.shapes[name].numel() for name in names) > _WIDE:
+            total += _wide_gram(network, images, names)
+            continue
         parts = [network.jacobian(part, names).flatten(0, 1) for part in images.split(max(1, _ROWS // d))]
         rows = torch.cat(parts)
         for columns in rows.split(max(1, _NUMBERS // count), 1):
@@ -100,11 +106,20 @@ def _gram(network: Linearised, images: Tensor, d: int) -> Tensor:
     return total
 
 
+def _wide_gram(network: Linearised, images: Tensor, names: Sequence[str]) -> Tensor:
+    """The same of a wide layer, an image's rows at a time: a tangent of every image along each costs less than a product."""
+    parts = []
+    for image in images:
+        along = network.jacobian(image[None], names)[0]
+        parts.append(network.tangents(images, names, along).flatten(1))
+    return torch.cat(parts).double()
+
+
 def _blocks(network: Linearised, rows: int) -> list[list[str]]:
     blocks: list[list[str]] = [[]]
     size = 0
     for name, shape in network.shapes.items():
-        if blocks[-1] and (size + shape.numel()) * rows > _NUMBERS:
+        if blocks[-1] and ((size + shape.numel()) * rows > _NUMBERS or shape.numel() > _WIDE):
             blocks.append([])
             size = 0
         blocks[-1].append(name)

@@ -80,6 +80,19 @@ class Linearised:
         found = vmap(jacrev(of_one), in_dims=(None, 0))({name: self._at[name] for name in names}, images)
         return torch.cat([found[name].detach().flatten(2) for name in names], 2)
 
+    def tangents(self, images: Tensor, names: Sequence[str], rows: Tensor) -> Tensor:
+        """``(k, n, d)``: J(x) dw of k changes of some parameters, ``rows`` ``(k, p)`` as :meth:`jacobian` orders them."""
+        shapes = [self.shapes[name] for name in names]
+        parts = rows.split([shape.numel() for shape in shapes], 1)
+        changes = {name: part.reshape(-1, *shape) for name, part, shape in zip(names, parts, shapes, strict=True)}
+        base = {name: self._at[name] for name in names}
+
+        def along(change: Delta, part: Tensor) -> Tensor:
+            return jvp(lambda values: self._called({**self._at, **values}, part), (base,), (dict(change),))[1]
+
+        found = [vmap(along, in_dims=(0, None))(changes, part) for part in images.split(_BATCH)]
+        return torch.cat(found, 1).detach()
+
     def zero(self) -> dict[str, Tensor]:
         """No change."""
         return {name: torch.zeros_like(value) for name, value in self._at.items()}
