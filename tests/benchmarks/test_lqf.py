@@ -33,9 +33,7 @@ def bench() -> Iterator[Any]:
             sys.modules[name] = module
 
 
-@pytest.mark.parametrize(
-    "method", ["probe", "exact", "kfac", "kfac-cg", "sgd", "sgd-long", "ce", "ce-kfac", "nonlinear"]
-)
+@pytest.mark.parametrize("method", ["probe", "exact", "kfac", "kfac-cg", "sgd", "sgd-long", "ce", "ce-kfac", "nonlinear"])
 def test_every_method_learns_what_is_easy(bench: Any, method: str) -> None:
     methods = bench("methods")
     torch.manual_seed(0)

@@ -49,6 +49,7 @@ def fit(
     hold: Annotated[float, typer.Option(help="How much anchors are to stay.")] = 10.0,
     anchors: Annotated[int, typer.Option(min=0, help="Pictures of the run's training whose embeddings are to stay.")] = 256,
     rank: Annotated[int | None, typer.Option(min=1, help="Round the change of each matrix, for a smaller file.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, or a CUDA device.")] = "cpu",
     key: _Key = None,
     unsigned: Annotated[bool, typer.Option("--unsigned", help="Write it without a signature.")] = False,
 ) -> None:
@@ -64,6 +65,7 @@ def fit(
     from samespace.cloud.finetune.fit import fit as fitted_to
     from samespace.cloud.finetune.page import page
     from samespace.cloud.finetune.report import reported
+    from samespace.cloud.training.device import choose_device
     from samespace.export.run import read_run
     from samespace.sdk.files import atomic_write
     from samespace.sdk.signing import SigningKey
@@ -74,6 +76,8 @@ def fit(
         raise ConfigError(f"{output}: name a file that ends in .safetensors")
     if unsigned and key is not None:
         raise ConfigError("--unsigned and --key exclude each other; leave one of them out")
+    if choose_device(device).type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {device}: has no float64, which the solution needs; take cpu")
     signer = None if unsigned else SigningKey.load(key)
     finished = read_run(run)
     (chosen,) = finished.choose((model,))
@@ -100,6 +104,7 @@ def fit(
             penalty=penalty,
             hold=hold,
             rank=rank,
+            device=device,
             advance=lambda step, residual: status.update(f"conjugate gradients: step {step}, residual {residual:.2g}"),
         )
     report = reported(finished, chosen, found, targets, towards, "samespace " + shlex.join(["finetune", *sys.argv[2:]]))

@@ -64,13 +64,13 @@ def solve(network: Linearised, problem: Problem, queries: Tensor | None = None) 
     gram = _gram(network, torch.cat([images, held, asked]), d)
     here, there = slice(0, n * d), slice(n * d, (n + len(held)) * d)
     queried = slice((n + len(held)) * d, None)
-    wanted = problem.wanted.double()
+    wanted = problem.wanted.to(gram)
     # (lambda I + mu A^T A)^-1 by Woodbury's identity.
-    inner = gram[there, there] + penalty / problem.hold * torch.eye(len(held) * d, dtype=torch.float64)
+    inner = gram[there, there] + penalty / problem.hold * torch.eye(len(held) * d).to(gram)
     factor = torch.linalg.cholesky(inner) if len(held) else inner
     across = torch.cholesky_solve(gram[there, here], factor) if len(held) else gram[there, here]
     kernel = (gram[here, here] - gram[here, there] @ across) / penalty
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(kernel + torch.eye(n * d, dtype=torch.float64)))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(kernel + torch.eye(n * d).to(gram)))
     dual = inverse @ wanted.flatten()
     back = -across @ dual
     delta = network.pull(images, (dual / penalty).view(n, d).to(images.dtype))
@@ -93,7 +93,7 @@ def solve(network: Linearised, problem: Problem, queries: Tensor | None = None) 
 def _gram(network: Linearised, images: Tensor, d: int) -> Tensor:
     """``(n d, n d)`` float64 products of all Jacobians, block of parameters by block, so that no more are in memory."""
     count = len(images) * d
-    total = torch.zeros((count, count), dtype=torch.float64)
+    total = torch.zeros((count, count), dtype=torch.float64, device=images.device)
     for names in _blocks(network, count):
         if sum(network.shapes[name].numel() for name in names) > _WIDE:
             total += _wide_gram(network, images, names)

@@ -68,6 +68,7 @@ def fit(
     hold: float = 1.0,
     rank: int | None = None,
     closed: bool | None = None,
+    device: str = "cpu",
     advance: Callable[[int, float], None] = lambda step, residual: None,
 ) -> Fitted:
     """Minimise the distance of pictures' embeddings to targets in the shared space, to first order; anchors are to stay.
@@ -80,22 +81,23 @@ def fit(
         penalty, hold: lambda and mu, see :class:`~samespace.cloud.finetune.problem.Problem`.
         rank: the change of each matrix is rounded to it, for a smaller file; whole without.
         closed: solve in closed form, or by conjugate gradients with K-FAC; by the number of images without.
+        device: that it is solved on: ``cpu``, or a CUDA device; its linear algebra is in float64.
         advance: told after each step of conjugate gradients how far it is.
 
     Raises:
         ConfigError: names that the network does not have. DataError: targets that are not of the pictures.
     """
-    network, preprocess = model.build(), model.record.preprocess
+    network, preprocess = model.build().to(device), model.record.preprocess
     images = normalised(torch.from_numpy(np.array(pictures)), preprocess)
     held = normalised(torch.from_numpy(np.array(anchors)), preprocess) if len(anchors) else None
     front, back = cut(network, trained)
-    images = _features(front, images)
-    held = None if held is None else _features(front, held)
+    images = _features(front, images.to(device))
+    held = None if held is None else _features(front, held.to(device))
     linear = Linearised(back, trained, L2Norm())
     outputs = linear.outputs(images)
     if targets.shape != tuple(outputs.shape):
         raise DataError(f"targets of shape {targets.shape} for embeddings of shape {tuple(outputs.shape)}: one of each picture")
-    wanted = torch.from_numpy(targets) - outputs
+    wanted = torch.from_numpy(targets).to(device) - outputs
     problem = Problem(images, wanted, penalty, held, hold)
     left_out = influence = None
     steps = 0
@@ -104,13 +106,13 @@ def fit(
         closed = numbers <= _CLOSED and numbers * sum(shape.numel() for shape in linear.shapes.values()) <= _JACOBIAN
     if closed:
         solution = solve(linear, problem, images)
-        delta, left_out = solution.delta, solution.left_out.float().numpy()
+        delta, left_out = solution.delta, solution.left_out.float().numpy(force=True)
         moved = torch.nn.functional.normalize(solution.fitted, dim=1)
-        influence = torch.einsum("qnd,qd->qn", solution.influence, moved).float().numpy()
+        influence = torch.einsum("qnd,qd->qn", solution.influence, moved).float().numpy(force=True)
     else:
         found = approach(linear, problem, tolerance=_TOLERANCE, precondition=kfac(linear, problem), advance=advance)
         delta, steps = found.delta, found.steps
-    whole = {name: value.numpy() for name, value in delta.items()}
+    whole = {name: value.numpy(force=True) for name, value in delta.items()}
     tensors = whole if rank is None else low_rank(whole, rank)
     facts = {"images": len(pictures), "anchors": len(anchors), "base_sha256": model.record.weights_sha256}
     settings = {"penalty": penalty, "hold": hold, **({} if rank is None else {"rank": rank})}
@@ -118,8 +120,8 @@ def fit(
         rounded = new_adaptation(tensors, drift=0.0, **facts)
         shapes = {name: tuple(shape) for name, shape in linear.shapes.items()}
         changes = total_change(shapes, model.record.weights_sha256, [rounded])
-        delta = {name: torch.from_numpy(value).float() for name, value in changes.items()}
-    drift = np.zeros(0, np.float32) if held is None else linear.tangent(held, delta).norm(dim=1).numpy()
+        delta = {name: torch.from_numpy(value).float().to(device) for name, value in changes.items()}
+    drift = np.zeros(0, np.float32) if held is None else linear.tangent(held, delta).norm(dim=1).numpy(force=True)
     adaptation = new_adaptation(tensors, drift=float(drift.max(initial=0.0)), **facts, **settings)
     measured = np.zeros(0, np.float32)
     if len(anchors):
@@ -127,8 +129,8 @@ def fit(
         measured = np.linalg.norm(after - embed(network, anchors, preprocess), axis=1)
     return Fitted(
         adaptation,
-        outputs.numpy(),
-        linear.tangent(images, delta).numpy(),
+        outputs.numpy(force=True),
+        linear.tangent(images, delta).numpy(force=True),
         left_out,
         influence,
         drift,

@@ -42,8 +42,8 @@ def kfac(network: Linearised, problem: Problem) -> Precondition:
     data = []
     for rows, weight in ((problem.images, 1.0), (problem.held, problem.hold)):
         for part in rows.split(_BATCH) if len(rows) else ():
-            nothing = torch.zeros((len(part), problem.wanted.shape[1]), dtype=part.dtype)
-            data.append(({"images": part, "weight": torch.tensor(weight, dtype=part.dtype)}, nothing))
+            nothing = part.new_zeros((len(part), problem.wanted.shape[1]))
+            data.append(({"images": part, "weight": part.new_tensor(weight)}, nothing))
     # The Hessian of a sum of squares is 2 J^T J.
     for layer in frozen:
         layer.requires_grad_(True)
@@ -63,7 +63,7 @@ def kfac(network: Linearised, problem: Problem) -> Precondition:
     for layer in frozen:
         layer.requires_grad_(False)
     blocks = [names for names in _modules(network) if names[0] not in factored]
-    weights = torch.cat([torch.ones(len(problem.images)), torch.full((len(problem.held),), problem.hold)]).to(images.dtype)
+    weights = images.new_tensor([1.0] * len(problem.images) + [problem.hold] * len(problem.held))
     solvers = [_solver(network, names, images, weights.sqrt(), problem.penalty) for names in blocks]
 
     def precondition(gradient: Delta) -> dict[str, Tensor]:
@@ -99,9 +99,9 @@ def _solver(network: Linearised, names: list[str], images: Tensor, roots: Tensor
         for part, root in zip(images.split(_BATCH), roots.split(_BATCH), strict=True)
     )
     if size > _DENSE:
-        diagonal = sum((part.square().sum(0) for part in parts), torch.zeros(size, dtype=images.dtype)) + penalty
+        diagonal = sum((part.square().sum(0) for part in parts), images.new_zeros(size)) + penalty
         return lambda gradient: gradient / diagonal
-    block = penalty * torch.eye(size, dtype=torch.float64)
+    block = penalty * torch.eye(size, dtype=torch.float64, device=images.device)
     for part in parts:
         block.addmm_(part.double().T, part.double())
     factor = torch.linalg.cholesky(block)
@@ -114,7 +114,7 @@ def _mean_diagonal(network: Linearised, names: list[str], images: Tensor, roots:
     rows = network.outputs(images)
     total = 0.0
     for _ in range(draws):
-        signs = (torch.randint(0, 2, rows.shape, generator=chance) * 2 - 1).to(rows.dtype)
+        signs = (torch.randint(0, 2, rows.shape, generator=chance) * 2 - 1).to(rows)
         pulled = network.pull(images, signs * roots[:, None])
         total += sum(float(pulled[name].double().square().sum()) for name in names)
     return total / draws / sum(network.shapes[name].numel() for name in names)

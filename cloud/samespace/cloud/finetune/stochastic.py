@@ -81,7 +81,7 @@ def steepest(network: Linearised, problem: Problem, precondition: Precondition |
     chance = torch.Generator().manual_seed(0)
     along: dict[str, Tensor] = {}
     for name, shape in network.shapes.items():
-        along[name] = torch.randn(shape, generator=chance, dtype=problem.images.dtype)
+        along[name] = torch.randn(shape, generator=chance).to(problem.images)
     size = 1.0
     for _ in range(turns):
         size = math.sqrt(sum(float(value.double().square().sum()) for value in along.values()))
